@@ -1,0 +1,186 @@
+"""The one config tree: defaults, then a YAML file, then `--set dotted.path=value`.
+
+Every field has a bound and a unit. `resources` never influences a result; everything else does and is part of a
+run's identity.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ssad_ray.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A frozen config section that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """What is read and what is refused."""
+
+    max_image_bytes: int = Field(256 << 20, ge=1 << 10, le=4 << 30, description="Largest accepted file, bytes.")
+    max_image_px: int = Field(200_000_000, ge=1, le=2_000_000_000, description="Largest accepted image, H x W pixels.")
+    max_error_fraction: Fraction = Field(0.5, description="Above this share of unreadable images a run fails.")
+
+
+class InputConfig(Section):
+    """How an image becomes the frame that a method works on."""
+
+    mode: Literal["auto", "resize", "tile"] = Field(
+        "auto",
+        description="resize: the whole image at one size (aligned parts). tile: overlapping tiles at one scale "
+        "(textures, free pose, large images). auto: measured on the good images.",
+    )
+    size_px: int = Field(128, ge=32, le=2048, description="Working size: side of a square of the frame's area, px.")
+    scale: float | None = Field(None, gt=0.0, le=4.0, description="tile: image scale; None fits median image to size.")
+    overlap: float = Field(0.25, ge=0.0, le=0.75, description="tile: share of a tile's side shared with the next.")
+
+
+class TrainingConfig(Section):
+    """How a network is trained."""
+
+    steps: int = Field(600, ge=1, le=1_000_000, description="Optimizer steps.")
+    batch_size: int = Field(8, ge=2, le=4096, multiple_of=2, description="Images per step over all workers.")
+    learning_rate: float = Field(2e-3, gt=0.0, le=1.0, description="Peak of the cosine schedule (AdamW).")
+    weight_decay: float = Field(1e-4, ge=0.0, le=1.0, description="AdamW's decoupled weight decay.")
+    ema_decay: float = Field(0.99, ge=0.0, lt=1.0, description="Decay of the averaged weights that are kept.")
+    checkpoint_every: int = Field(100, ge=1, le=1_000_000, description="Steps between checkpoints.")
+
+
+class PixelReferenceConfig(Section):
+    """Per-pixel median and spread of good images: the floor to beat."""
+
+    blur_px: float = Field(1.0, ge=0.0, le=64.0, description="Gaussian sigma of map smoothing, working-frame px.")
+
+
+class AutoencoderConfig(Section):
+    """Reconstruction, L1 and SSIM residual."""
+
+    width: int = Field(16, ge=4, le=512, description="Channels of the first block.")
+    latent: int = Field(32, ge=1, le=4096, description="Channels of the bottleneck.")
+    training: TrainingConfig = TrainingConfig()
+
+
+class DraemConfig(Section):
+    """Joint reconstruction and discrimination of planted defects."""
+
+    width: int = Field(16, ge=4, le=512, description="Channels of the first block of both networks.")
+    training: TrainingConfig = TrainingConfig()
+
+
+class UnetConfig(Section):
+    """The segmenter of the downstream task."""
+
+    width: int = Field(16, ge=4, le=512, description="Channels of the first block.")
+    training: TrainingConfig = TrainingConfig()
+
+
+class DetectorConfig(Section):
+    """The pretext task: which method, and the options of each."""
+
+    name: str = Field("draem", description="A name of the method table.")
+    pixel_reference: PixelReferenceConfig = PixelReferenceConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    draem: DraemConfig = DraemConfig()
+
+
+class CalibrationConfig(Section):
+    """Thresholds from held-out anomaly-free images."""
+
+    folds: int = Field(3, ge=2, le=20, description="Cross-fitting folds; one ensemble member per fold.")
+    false_alarm_level: float = Field(0.01, gt=0.0, lt=1.0, description="Asked image-level false-alarm probability.")
+    pixel_fpr_high: float = Field(1e-4, gt=0.0, lt=1.0, description="Mean per-image pixel false-positive rate, seeds.")
+    pixel_fpr_low: float = Field(1e-3, gt=0.0, lt=1.0, description="The same for the pixels a region grows over.")
+
+
+class SegmenterConfig(Section):
+    """The downstream task."""
+
+    unet: UnetConfig = UnetConfig()
+    planted_fraction: Fraction = Field(0.4, description="Share of a batch with planted defects and exact masks.")
+    good_fraction: Fraction = Field(0.2, description="Share of a batch taken from good images, all negative.")
+
+
+class GateConfig(Section):
+    """When a challenger replaces the champion; judged without ground truth."""
+
+    num_planted: int = Field(64, ge=8, le=100_000, description="Good images with planted defects judged per model.")
+    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of the exact binomial bounds.")
+
+
+class ResourcesConfig(Section):
+    """Where work runs; never influences a result."""
+
+    train_workers: int = Field(0, ge=0, le=1024, description="Ray Train workers; 0 trains in the driver's process.")
+    score_workers: int | None = Field(None, ge=1, le=4096, description="Scoring actors; None: one per core or GPU.")
+    threads_per_worker: int = Field(1, ge=1, le=256, description="CPU threads of each worker.")
+    use_gpu: bool | None = Field(None, description="None: use GPUs if the cluster has any.")
+    object_store_bytes: int = Field(512 << 20, ge=80 << 20, description="Local object store, bytes.")
+
+
+class RunConfig(Section):
+    """Everything a run depends on."""
+
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Every random stream derives from it.")
+    rounds: int = Field(1, ge=1, le=100, description="Turns of the loop.")
+    data: DataConfig = DataConfig()
+    input: InputConfig = InputConfig()
+    detector: DetectorConfig = DetectorConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    segmenter: SegmenterConfig = SegmenterConfig()
+    gate: GateConfig = GateConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Resolve defaults, a YAML file and `dotted.path=value` overrides, in this order.
+
+    Raises:
+        ConfigError: An unknown field, a value out of bounds, unreadable YAML, a malformed override.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"cannot read the config {path}: {error}") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ConfigError(f"the config {path} holds a {type(loaded).__name__}; a mapping of sections is needed")
+        tree = loaded or {}
+    for override in overrides:
+        dotted, separator, text = override.partition("=")
+        if not separator or not dotted:
+            raise ConfigError(f"--set takes dotted.path=value, for example seed=1; got {override!r}")
+        tree = with_override(tree, dotted, yaml.safe_load(text))
+    return validate_config(tree)
+
+
+def with_override(tree: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """Return a copy of a nested mapping with the value at `a.b.c` replaced."""
+    head, _, rest = dotted.partition(".")
+    below = tree.get(head)
+    return {**tree, head: with_override(below if isinstance(below, Mapping) else {}, rest, value) if rest else value}
+
+
+def validate_config(tree: Mapping[str, Any]) -> RunConfig:
+    """Check a plain mapping; the message of a refusal names each wrong field, what came and what is accepted."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg'].lower()} (got {item['input']!r})"
+            for item in error.errors()
+        ]
+        raise ConfigError("the config was refused:\n  " + "\n  ".join(lines)) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the resolved config as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,1 @@
+"""Metrics against ground truth at image, pixel and object level."""

@@ -1,0 +1,1 @@
+"""Planted defects: pure functions (image, generator) -> (image, exact mask), one file per family."""

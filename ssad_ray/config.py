@@ -51,6 +51,7 @@ class TrainingConfig(Section):
     learning_rate: float = Field(2e-3, gt=0.0, le=1.0, description="Peak of the cosine schedule (AdamW).")
     weight_decay: float = Field(1e-4, ge=0.0, le=1.0, description="AdamW's decoupled weight decay.")
     ema_decay: float = Field(0.99, ge=0.0, lt=1.0, description="Decay of the averaged weights that are kept.")
+    shards: int = Field(2, ge=1, le=1024, description="Parts a batch is cut into: the largest useful worker count.")
     checkpoint_every: int = Field(100, ge=1, le=1_000_000, description="Steps between checkpoints.")
 
 

@@ -1,0 +1,34 @@
+"""Floor 1: one file per method; this table is the only place that names them."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+from ssad_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ssad_ray.methods.base import Method
+
+
+def _lazy(module: str, name: str) -> "Callable[[], type[Method]]":
+    # Torch is imported when a method is first asked for, so that listing the methods stays instant.
+    return lambda: cast("type[Method]", getattr(import_module(f"ssad_ray.methods.{module}"), name))
+
+
+DETECTORS: "dict[str, Callable[[], type[Method]]]" = {
+    "pixel_reference": _lazy("pixel_reference", "PixelReference"),
+    "autoencoder": _lazy("autoencoder", "Autoencoder"),
+    "draem": _lazy("draem", "Draem"),
+}
+SEGMENTERS: "dict[str, Callable[[], type[Method]]]" = {
+    "unet": _lazy("unet", "UnetSegmenter"),
+}
+METHODS = DETECTORS | SEGMENTERS
+
+
+def load_method(name: str) -> "type[Method]":
+    """Import the class of a method; an unknown name is refused with the known ones."""
+    try:
+        return METHODS[name]()
+    except KeyError:
+        raise ConfigError(f"no method is called {name!r}; known methods are {', '.join(METHODS)}") from None

@@ -1,0 +1,52 @@
+"""From the bytes of a file to a verdict: the one scoring function behind batch labelling, evaluation and HTTP."""
+
+from datetime import datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssad_ray.config import DataConfig
+from ssad_ray.core.calibration import p_value
+from ssad_ray.core.images import decode
+from ssad_ray.core.records import Sample, Verdict
+from ssad_ray.core.regions import to_defect_regions
+from ssad_ray.errors import DataError
+from ssad_ray.methods.artifact import Artifact
+
+
+def judge(
+    artifact: Artifact, sample: Sample, data: bytes, limits: DataConfig, time: datetime
+) -> tuple[Verdict, NDArray[np.float32] | None]:
+    """Decode, score and calibrate one image.
+
+    Args:
+        artifact: A calibrated artifact.
+        sample: Whose bytes these are.
+        data: The encoded file.
+        limits: What is refused.
+        time: Written into the provenance of the regions.
+
+    Returns:
+        The verdict, and the anomaly map (H, W) float32. An image that cannot be read gives a verdict with `error`
+        and no map.
+    """
+    calibration = artifact.calibration
+    assert calibration is not None, "an artifact is calibrated before it judges"  # noqa: S101
+    try:
+        image = decode(data, limits.max_image_px)
+    except DataError as error:
+        return Verdict(sample.sample_id, sample.uri, 0, 0, None, None, None, error=error.detail), None
+    score, anomaly_map = artifact.score(image)
+    is_anomalous = score > calibration.image_threshold
+    regions = to_defect_regions(anomaly_map, calibration, sample.sample_id, artifact.name, time) if is_anomalous else ()
+    verdict = Verdict(
+        sample_id=sample.sample_id,
+        uri=sample.uri,
+        height=image.shape[0],
+        width=image.shape[1],
+        anomaly_score=score,
+        p_value=p_value(calibration, score),
+        is_anomalous=is_anomalous,
+        regions=tuple(regions),
+    )
+    return verdict, anomaly_map

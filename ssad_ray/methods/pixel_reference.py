@@ -1,0 +1,60 @@
+"""The floor baseline: how far each pixel is from the median of the good images, in units of their spread.
+
+Its job is to be beaten. It needs aligned parts; on free poses and textures it has little to say.
+
+Shapes: B frames, N training frames, H W height and width of a frame, C = 3 channels.
+"""
+
+from typing import Self
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ssad_ray.config import PixelReferenceConfig, RunConfig
+from ssad_ray.methods.base import State, TrainingFrames
+
+_SPREAD_FLOOR = 4.0
+"""Grey levels; sensor noise keeps the spread of a constant background from being zero."""
+
+_TO_SIGMA = 1.4826
+"""Median absolute deviation of a normal distribution to its standard deviation."""
+
+
+class PixelReference:
+    """Per-pixel median and median absolute deviation, in numpy."""
+
+    def __init__(self, config: PixelReferenceConfig) -> None:
+        self.config = config
+        self.median_HWC: NDArray[np.float32] = np.zeros((0, 0, 3), np.float32)
+        self.spread_HWC: NDArray[np.float32] = np.zeros((0, 0, 3), np.float32)
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> Self:
+        """Make an unfitted reference."""
+        return cls(config.detector.pixel_reference)
+
+    def fit(self, frames: TrainingFrames, seed: int) -> None:  # noqa: ARG002
+        """Take the median and the spread of the good frames; the seed has nothing to decide."""
+        self.median_HWC, self.spread_HWC = median_and_spread(frames.images_NHWC[frames.is_good_N])
+
+    def score(self, images_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the largest smoothed deviation (B,) and the maps (B, H, W), in robust standard deviations."""
+        deviation = np.abs(images_BHWC.astype(np.float32) - self.median_HWC) / self.spread_HWC
+        maps = np.stack([cv2.GaussianBlur(m, (0, 0), self.config.blur_px) for m in deviation.max(axis=3)])
+        return maps.max(axis=(1, 2)), maps
+
+    def state(self) -> State:
+        """Return the two images that were learnt."""
+        return {"median_HWC": self.median_HWC, "spread_HWC": self.spread_HWC}
+
+    def load_state(self, state: State) -> None:
+        """Take over the two images."""
+        self.median_HWC, self.spread_HWC = state["median_HWC"], state["spread_HWC"]
+
+
+def median_and_spread(images_NHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the per-pixel median and robust standard deviation (each (H, W, 3) float32, grey levels, spread > 0)."""
+    median = np.median(images_NHWC, axis=0).astype(np.float32)
+    deviation = np.median(np.abs(images_NHWC - median), axis=0)
+    return median, np.maximum(_TO_SIGMA * deviation, _SPREAD_FLOOR).astype(np.float32)

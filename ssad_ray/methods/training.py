@@ -1,0 +1,149 @@
+"""Stochastic gradient descent whose result does not depend on how many workers compute it.
+
+A batch is cut into a fixed number of shards. The gradient of every shard is computed by itself, and the gradients are
+summed in shard order, so one process and several give the same weights to the last bit (on equal hardware, with
+equal thread counts).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+
+from ssad_ray.config import TrainingConfig
+from ssad_ray.methods.base import State, TrainingFrames, TrainsByGradient
+
+Progress = Callable[[int, int, float], None]
+"""Called with (steps done, steps in all, loss)."""
+
+_WARMUP_FRACTION = 0.05
+_GRADIENT_NORM_LIMIT = 1.0
+
+
+class Trainer:
+    """The state of one training run: weights, their average, the optimizer, the step."""
+
+    def __init__(self, method: TrainsByGradient, frames: TrainingFrames, seed: int) -> None:
+        self.method, self.frames, self.seed = method, frames, seed
+        method.initialise(frames, seed)
+        method.network.train()
+        self.step = 0
+        self.weights = list(method.network.parameters())
+        self.average = [weight.detach().clone() for weight in self.weights]
+        options = method.training
+        self.optimizer = torch.optim.AdamW(self.weights, lr=options.learning_rate, weight_decay=options.weight_decay)
+
+    def shard_gradient(self, shard: int) -> tuple[Tensor, float]:
+        """Return the flat gradient and the loss of one shard of the current step's batch."""
+        device = self.weights[0].device
+        batch = self.method.batch(self.frames, self.seed, self.step, shard)
+        loss = self.method.loss({name: torch.from_numpy(array).to(device) for name, array in batch.items()})
+        gradients = torch.autograd.grad(loss, self.weights)
+        return torch.cat([gradient.reshape(-1) for gradient in gradients]), float(loss.detach())
+
+    def apply(self, gradients: Sequence[Tensor]) -> None:
+        """Take one optimizer step on the mean of the shards' flat gradients, summed in the given order."""
+        total = gradients[0].clone()
+        for gradient in gradients[1:]:
+            total += gradient
+        total /= len(gradients)
+        total *= min(1.0, _GRADIENT_NORM_LIMIT / (float(total.norm()) + 1e-12))
+        for weight, gradient in zip(self.weights, total.split([w.numel() for w in self.weights]), strict=True):
+            weight.grad = gradient.view_as(weight)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.method.training, self.step)
+        self.optimizer.step()
+        self.step += 1
+        # The average starts as a plain mean, so that short runs are not held back by their initial weights.
+        decay = min(self.method.training.ema_decay, self.step / (self.step + 10))
+        torch._foreach_mul_(self.average, decay)
+        torch._foreach_add_(self.average, [weight.detach() for weight in self.weights], alpha=1.0 - decay)
+
+    def finish(self) -> None:
+        """Put the averaged weights into the network."""
+        with torch.no_grad():
+            for weight, average in zip(self.weights, self.average, strict=True):
+                weight.copy_(average)
+        self.method.network.eval()
+
+    def state(self) -> State:
+        """Everything needed to go on from here, as named arrays."""
+        arrays: dict[str, Tensor] = {"step": torch.tensor(self.step)}
+        for index, (weight, average) in enumerate(zip(self.weights, self.average, strict=True)):
+            arrays |= {f"weight.{index}": weight.detach(), f"average.{index}": average}
+            for name, value in self.optimizer.state.get(weight, {}).items():
+                arrays[f"optimizer.{index}.{name}"] = value
+        return {name: value.cpu().numpy().copy() for name, value in arrays.items()}
+
+    def load_state(self, state: State) -> None:
+        """Go on from what `state` returned."""
+        self.step = int(state["step"])
+        with torch.no_grad():
+            for index, (weight, average) in enumerate(zip(self.weights, self.average, strict=True)):
+                weight.copy_(torch.from_numpy(state[f"weight.{index}"]))
+                average.copy_(torch.from_numpy(state[f"average.{index}"]))
+                prefix = f"optimizer.{index}."
+                self.optimizer.state[weight] = {
+                    name.removeprefix(prefix): torch.from_numpy(np.array(value)).to(
+                        weight.device if value.ndim else "cpu"
+                    )
+                    for name, value in state.items()
+                    if name.startswith(prefix)
+                }
+
+
+def train(
+    method: TrainsByGradient,
+    frames: TrainingFrames,
+    seed: int,
+    checkpoint_path: Path | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Train in this process; with a checkpoint path a killed run goes on where it was last saved."""
+    trainer = Trainer(method, frames, seed)
+    options = method.training
+    if checkpoint_path is not None and checkpoint_path.exists():
+        trainer.load_state(load_file(checkpoint_path))
+    while trainer.step < options.steps:
+        gradients, losses = zip(*(trainer.shard_gradient(shard) for shard in range(options.shards)), strict=True)
+        trainer.apply(gradients)
+        if progress is not None:
+            progress(trainer.step, options.steps, sum(losses) / len(losses))
+        if checkpoint_path is not None and trainer.step % options.checkpoint_every == 0:
+            save_checkpoint(trainer.state(), checkpoint_path)
+    trainer.finish()
+
+
+def save_checkpoint(state: State, path: Path) -> None:
+    """Write a checkpoint so that a reader sees the old one or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(state, partial)
+    partial.replace(path)
+
+
+def learning_rate(options: TrainingConfig, step: int) -> float:
+    """Linear warm-up over the first twentieth of the steps, then a cosine down to 1 % of the peak."""
+    warmup = max(1, round(_WARMUP_FRACTION * options.steps))
+    if step < warmup:
+        return options.learning_rate * (step + 1) / warmup
+    phase = (step - warmup) / max(1, options.steps - warmup)
+    return options.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + float(np.cos(np.pi * phase))))
+
+
+def network_state(network: nn.Module, prefix: str = "network.") -> State:
+    """Return a network's parameters and buffers as named arrays."""
+    return {prefix + name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}
+
+
+def load_network_state(network: nn.Module, state: Mapping[str, np.ndarray], prefix: str = "network.") -> None:
+    """Load what `network_state` returned; missing or misshapen arrays are refused by torch with their names."""
+    tensors = {
+        name.removeprefix(prefix): torch.from_numpy(np.array(value))
+        for name, value in state.items()
+        if name.startswith(prefix)
+    }
+    network.load_state_dict(tensors)

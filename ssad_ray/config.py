@@ -120,7 +120,9 @@ class ResourcesConfig(Section):
     """Where work runs; never influences a result."""
 
     train_workers: int = Field(0, ge=0, le=1024, description="Ray Train workers; 0 trains in the driver's process.")
-    score_workers: int | None = Field(None, ge=1, le=4096, description="Scoring actors; None: one per core or GPU.")
+    score_workers: int | None = Field(
+        None, ge=0, le=4096, description="Scoring actors; 0 scores in the driver, None: one per core or GPU."
+    )
     threads_per_worker: int = Field(1, ge=1, le=256, description="CPU threads of each worker.")
     use_gpu: bool | None = Field(None, description="None: use GPUs if the cluster has any.")
     object_store_bytes: int = Field(512 << 20, ge=80 << 20, description="Local object store, bytes.")

@@ -1,0 +1,150 @@
+"""Object-level metrics: COCO average precision and the score of the two Tianchi contests.
+
+Boxes are half-open `(x0, y0, x1, y1)`. Both contests count inclusive pixel boxes, one pixel added to every width and
+height; `(x0, y0, x1 + 1, y1 + 1)` is the same box here and has the same overlaps, so no rule of its own is needed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+TIANCHI_THRESHOLDS = np.array([0.1, 0.3, 0.5])
+_RECALL_GRID = np.linspace(0.0, 1.0, 101)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBoxes:
+    """True and detected boxes of one image; both may be empty.
+
+    Attributes:
+        true_boxes: (G, 4) boxes.
+        boxes: (D, 4) detections.
+        scores: (D,) raw scores, higher is surer.
+        true_types: G defect types; only the class-aware Tianchi score reads them.
+        types: D defect types; likewise.
+    """
+
+    true_boxes: NDArray[np.float64]
+    boxes: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    true_types: Sequence[str] = field(default=())
+    types: Sequence[str] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class CocoPrecision:
+    """`map_50`: average precision at IoU 0.50; `map`: its mean over IoU 0.50, 0.55, … 0.95."""
+
+    map_50: float
+    map: float
+
+
+def coco_precision(images: Sequence[ImageBoxes]) -> CocoPrecision | None:
+    """Compute class-agnostic COCO average precision (101 recall points, all areas); None without any true box.
+
+    COCO's own tool looks at the 100 best detections of an image only, which cuts off images with many defects; here
+    every detection counts. Equal scores rank in the order of the images.
+    """
+    hits = _ranked_hits(images, COCO_THRESHOLDS, second_choice=True)
+    num_true = sum(len(image.true_boxes) for image in images)
+    if not num_true:
+        return None
+    precisions = []
+    for recall, precision in zip(*_recall_and_envelope(hits, num_true), strict=True):
+        reached = np.searchsorted(recall, _RECALL_GRID, side="left")
+        precisions.append(np.append(precision, 0.0)[reached].mean())
+    return CocoPrecision(map_50=float(precisions[0]), map=float(np.mean(precisions)))
+
+
+def tianchi_score(images: Sequence[ImageBoxes], *, class_agnostic: bool = False) -> float | None:
+    """Compute 0.2 × accuracy + 0.8 × mean average precision, as the Tianchi tile and fabric contests do.
+
+    Accuracy is at image level: an image counts as called defective as soon as it has one detection, and as defective
+    when it has a true box. Average precision takes every point of the precision-recall curve (VOC), at IoU 0.1, 0.3
+    and 0.5; a detection is compared with the one true box it overlaps most, and is false when that one is taken.
+    The mean is over the classes that have true boxes. None without any true box.
+    """
+    classes = [images] if class_agnostic else _by_type(images)
+    precisions = [_voc_precision(group) for group in classes if any(len(image.true_boxes) for image in group)]
+    if not precisions:
+        return None
+    accuracy = np.mean([bool(len(image.boxes)) == bool(len(image.true_boxes)) for image in images])
+    return float(0.2 * accuracy + 0.8 * np.mean(precisions))
+
+
+def box_iou(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the (N, M) overlaps of (N, 4) with (M, 4) boxes of positive area."""
+    corner_low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    corner_high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    common = np.clip(corner_high - corner_low, 0.0, None).prod(axis=2)
+    union = _areas(boxes)[:, None] + _areas(others)[None, :] - common
+    return np.asarray(common / union)
+
+
+def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
+
+
+def _by_type(images: Sequence[ImageBoxes]) -> list[list[ImageBoxes]]:
+    """One list of images for each defect type that has true boxes."""
+    return [
+        [_only(image, defect_type) for image in images]
+        for defect_type in sorted({name for image in images for name in image.true_types})
+    ]
+
+
+def _only(image: ImageBoxes, defect_type: str) -> ImageBoxes:
+    true = np.array([name == defect_type for name in image.true_types], bool)
+    kept = np.array([name == defect_type for name in image.types], bool)
+    return ImageBoxes(image.true_boxes[true], image.boxes[kept], image.scores[kept])
+
+
+def _voc_precision(images: Sequence[ImageBoxes]) -> float:
+    """Average precision over every point of the curve, mean over the Tianchi thresholds."""
+    hits = _ranked_hits(images, TIANCHI_THRESHOLDS, second_choice=False)
+    recall, precision = _recall_and_envelope(hits, sum(len(image.true_boxes) for image in images))
+    return float((np.diff(recall, axis=1, prepend=0.0) * precision).sum(axis=1).mean())
+
+
+def _ranked_hits(
+    images: Sequence[ImageBoxes], thresholds: NDArray[np.float64], *, second_choice: bool
+) -> NDArray[np.bool_]:
+    """Return for each threshold and detection, best score first, whether it finds a true box: (T, D)."""
+    empty: NDArray[Any] = np.zeros((len(thresholds), 0), bool)
+    hits, scores = [empty], [np.zeros(0)]
+    for image in images:
+        order = np.argsort(-image.scores, kind="stable")
+        hits.append(_match(box_iou(image.boxes[order], image.true_boxes), thresholds, second_choice=second_choice))
+        scores.append(image.scores[order])
+    return np.concatenate(hits, axis=1)[:, np.argsort(-np.concatenate(scores), kind="stable")]
+
+
+def _match(iou_DG: NDArray[np.float64], thresholds: NDArray[np.float64], *, second_choice: bool) -> NDArray[np.bool_]:
+    """Give each true box to the first detection that claims it: (T, D).
+
+    With `second_choice` a detection claims the box it overlaps most among those still free, else among all.
+    """
+    num_detections, num_true = iou_DG.shape
+    rows = np.arange(len(thresholds))
+    taken_TG = np.zeros((len(thresholds), num_true), bool)
+    hits_TD = np.zeros((len(thresholds), num_detections), bool)
+    if not num_true:
+        return hits_TD
+    for detection, iou_G in enumerate(iou_DG):
+        claimed = np.where(taken_TG & second_choice, -1.0, iou_G).argmax(axis=1)
+        hit = (iou_G[claimed] >= thresholds) & ~taken_TG[rows, claimed]
+        taken_TG[rows[hit], claimed[hit]] = True
+        hits_TD[:, detection] = hit
+    return hits_TD
+
+
+def _recall_and_envelope(hits_TD: NDArray[np.bool_], num_true: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return recall after each detection, and the best precision at this or any higher recall."""
+    found = np.cumsum(hits_TD, axis=1)
+    precision = found / np.arange(1, hits_TD.shape[1] + 1)
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    return found / num_true, envelope

@@ -1,0 +1,249 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from ssad_ray.core.metrics.pixel import FPR_LIMIT, Overlap, PixelHistogram, PixelScores, overlap
+from ssad_ray.errors import DataError
+
+# A shared machine makes single examples slow at random.
+unhurried = settings(deadline=None, max_examples=50)
+VALUES = st.one_of(
+    st.sampled_from([-2.5, -0.0, 0.0, 1.0, 1.0001, 700.0, 700.05, 1e30]), st.floats(-5.0, 5.0, width=32)
+).map(np.float32)
+
+
+@st.composite
+def images(draw):
+    """Up to four images of different shapes; the first one has both kinds of pixels."""
+    made = []
+    for _ in range(draw(st.integers(1, 4))):
+        shape = draw(st.tuples(st.integers(2, 9), st.integers(2, 7)))
+        mask = draw(npst.arrays(bool, shape))
+        made.append((draw(npst.arrays(np.float32, shape, elements=VALUES)), mask))
+    made[0][1][0, 0], made[0][1][-1, -1] = True, False
+    return made
+
+
+def measure(accumulator, images):
+    for anomaly_map, mask in images:
+        accumulator.update(anomaly_map, mask)
+    return accumulator.result()
+
+
+def values(metrics):
+    return np.array([metrics.ranking.auroc, metrics.ranking.average_precision, metrics.ranking.f1_max, metrics.aupro])
+
+
+def aupro_by_definition(images):
+    """Try every score as a threshold; walk along the polygon with a fine ruler."""
+    regions = []
+    for anomaly_map, mask in images:
+        labels, num = ndimage.label(mask, np.ones((3, 3)))
+        regions += [anomaly_map[labels == label] for label in range(1, num + 1)]
+    background = np.concatenate([anomaly_map[~mask] for anomaly_map, mask in images])
+    fpr, pro = [0.0], [0.0]
+    for threshold in sorted({*background.tolist(), *np.concatenate(regions).tolist()}, reverse=True):
+        fpr.append(float(np.mean(background >= threshold)))
+        pro.append(float(np.mean([np.mean(region >= threshold) for region in regions])))
+    area = 0.0
+    for (x0, y0), (x1, y1) in itertools.pairwise(zip(fpr, pro, strict=True)):
+        if x1 <= FPR_LIMIT:
+            area += (x1 - x0) * (y0 + y1) / 2
+        elif x0 < FPR_LIMIT:
+            cut = y0 + (y1 - y0) * (FPR_LIMIT - x0) / (x1 - x0)
+            area += (FPR_LIMIT - x0) * (y0 + cut) / 2
+    return area / FPR_LIMIT
+
+
+def rounded_down(anomaly_map):
+    """Clear the last 12 bits of each float32, towards minus infinity."""
+    bits = (anomaly_map + np.float32(0)).view(np.int32)
+    return np.where(bits >= 0, bits & ~0xFFF, bits | 0xFFF).astype(np.int32).view(np.float32)
+
+
+@unhurried
+@given(images())
+def test_exact_figures_equal_those_of_scikit_learn_and_of_the_definition(images):
+    metrics = measure(PixelScores(), images)
+    scores = np.concatenate([anomaly_map.ravel() for anomaly_map, _ in images])
+    labels = np.concatenate([mask.ravel() for _, mask in images])
+    assert metrics.ranking.auroc == pytest.approx(roc_auc_score(labels, scores), abs=1e-9)
+    assert metrics.ranking.average_precision == pytest.approx(average_precision_score(labels, scores), abs=1e-9)
+    assert metrics.aupro == pytest.approx(aupro_by_definition(images), abs=1e-9)
+
+
+@unhurried
+@given(images())
+def test_the_histogram_is_exact_for_maps_rounded_down_to_its_bins(images):
+    exact = measure(PixelScores(), [(rounded_down(anomaly_map), mask) for anomaly_map, mask in images])
+    streamed = measure(PixelHistogram(), images)
+    np.testing.assert_allclose(values(streamed), values(exact), atol=1e-6)
+    assert streamed.ranking.f1_threshold == exact.ranking.f1_threshold
+
+
+@unhurried
+@given(images())
+def test_the_histogram_errs_by_at_most_half_the_pairs_in_common_bins(images):
+    exact, streamed = measure(PixelScores(), images), measure(PixelHistogram(), images)
+    background = np.concatenate([rounded_down(anomaly_map)[~mask] for anomaly_map, mask in images])
+    tied, tied_by_region = [], []
+    for anomaly_map, mask in images:
+        labels, num = ndimage.label(mask, np.ones((3, 3)))
+        for label in range(1, num + 1):
+            ties = [np.mean(background == score) for score in rounded_down(anomaly_map)[labels == label]]
+            tied += ties
+            tied_by_region.append(np.mean(ties))
+    assert abs(streamed.ranking.auroc - exact.ranking.auroc) <= np.mean(tied) / 2 + 1e-9
+    assert abs(streamed.aupro - exact.aupro) <= np.mean(tied_by_region) / 2 / FPR_LIMIT + 1e-6
+    assert streamed.ranking.f1_max <= exact.ranking.f1_max + 1e-9
+
+
+@unhurried
+@given(npst.arrays(np.float32, 20, elements=st.floats(2**-120, 2**100, width=32)), st.sampled_from([1, -1]))
+def test_a_bin_is_narrower_than_one_part_in_2048(scores, sign):
+    scores = scores * np.float32(sign)
+    floors = rounded_down(scores)
+    assert np.all(floors <= scores)
+    assert np.all(scores - floors < np.abs(scores) / 2**11)
+
+
+@unhurried
+@given(images(), st.data())
+def test_order_and_merging_change_nothing_in_the_histogram(images, data):
+    parts = [PixelHistogram() for _ in range(3)]
+    for image in data.draw(st.permutations(images)):
+        data.draw(st.sampled_from(parts)).update(*image)
+    first, second, third = parts
+    second.merge(third)
+    first.merge(second)
+    assert first.result() == measure(PixelHistogram(), images)
+
+
+@unhurried
+@given(images(), st.data())
+def test_merging_exact_parts_equals_one_pass(images, data):
+    cut = data.draw(st.integers(0, len(images)))
+    head, tail = PixelScores(), PixelScores()
+    measure(head, images[:cut])
+    measure(tail, images[cut:])
+    head.merge(tail)
+    np.testing.assert_allclose(values(head.result()), values(measure(PixelScores(), images)), atol=1e-12)
+
+
+@pytest.fixture(params=[PixelScores, PixelHistogram])
+def accumulator(request):
+    return request.param()
+
+
+def test_a_perfect_map_scores_one(accumulator):
+    mask = np.zeros((12, 20), bool)
+    mask[2:5, 3:9] = mask[8:10, 15:] = True
+    assert values(measure(accumulator, [(mask.astype(np.float32) - 3, mask)])) == pytest.approx(1.0)
+
+
+def test_a_constant_map_has_an_aupro_of_half_the_limit_and_an_auroc_of_one_half(accumulator):
+    mask = np.zeros((12, 20), bool)
+    mask[2:5, 3:9] = True
+    metrics = measure(accumulator, [(np.full((12, 20), 0.7, np.float32), mask)])
+    assert metrics.aupro == pytest.approx(0.15)
+    assert metrics.ranking.auroc == pytest.approx(0.5)
+    assert metrics.ranking.average_precision == pytest.approx(mask.mean())
+
+
+def test_blobs_that_touch_at_a_corner_are_one_region(accumulator):
+    mask = np.zeros((10, 14), bool)
+    mask[2, 2] = True
+    mask[3:6, 3:6] = True
+    anomaly_map = np.zeros((10, 14), np.float32)
+    anomaly_map[2, 2] = 1.0
+    # One region of ten pixels, one of them found; the rest joins only with the whole background.
+    at_limit = 0.1 + 0.9 * FPR_LIMIT
+    assert measure(accumulator, [(anomaly_map, mask)]).aupro == pytest.approx((0.1 + at_limit) / 2)
+
+
+def test_a_small_region_weighs_as_much_as_a_large_one(accumulator):
+    mask = np.zeros((20, 30), bool)
+    mask[1:11, 1:11] = True
+    mask[15, 25] = True
+    found = np.zeros((20, 30), np.float32)
+    found[15, 25] = 1.0
+    assert measure(accumulator, [(found, mask)]).aupro == pytest.approx((0.5 + 0.5 + 0.5 * FPR_LIMIT) / 2)
+
+
+def test_good_images_count_as_background(accumulator):
+    mask = np.zeros((4, 6), bool)
+    mask[0, 0] = True
+    accumulator.update(mask.astype(np.float32), mask)
+    accumulator.update(np.full((8, 9), 2.0, np.float32), np.zeros((8, 9), bool))
+    assert accumulator.result().ranking.auroc == pytest.approx(23 / (23 + 72))
+
+
+@unhurried
+@given(images())
+def test_strictly_increasing_transforms_change_nothing(images):
+    levels = np.unique(np.concatenate([anomaly_map.ravel() for anomaly_map, _ in images]))
+    moved = [(np.searchsorted(levels, a).astype(np.float32) ** 3 - 50, mask) for a, mask in images]
+    assert np.array_equal(values(measure(PixelScores(), images)), values(measure(PixelScores(), moved)))
+
+
+def test_the_histogram_resolves_small_differences_far_from_zero():
+    rng = np.random.default_rng(0)
+    mask = np.zeros((200, 300), bool)
+    mask[50:70, 100:160] = True
+    anomaly_map = (1000 + 10 * rng.normal(size=mask.shape) + 15 * mask).astype(np.float32)
+    exact, streamed = measure(PixelScores(), [(anomaly_map, mask)]), measure(PixelHistogram(), [(anomaly_map, mask)])
+    np.testing.assert_allclose(values(streamed), values(exact), atol=3e-3)
+
+
+def test_nothing_is_claimed_without_defects_or_without_background(accumulator):
+    assert accumulator.result() is None
+    accumulator.update(np.zeros((3, 5), np.float32), np.zeros((3, 5), bool))
+    assert accumulator.result() is None
+
+
+def test_a_wholly_defective_set_has_no_pixel_metrics(accumulator):
+    assert measure(accumulator, [(np.ones((3, 5), np.float32), np.ones((3, 5), bool))]) is None
+
+
+def test_read_only_and_transposed_arrays_are_read_alike(accumulator):
+    rng = np.random.default_rng(1)
+    anomaly_map, mask = rng.normal(size=(40, 25)).astype(np.float32), rng.random((40, 25)) < 0.1
+    expected = measure(type(accumulator)(), [(anomaly_map, mask)])
+    turned, turned_mask = np.asfortranarray(anomaly_map), np.asfortranarray(mask)
+    turned.flags.writeable = turned_mask.flags.writeable = False
+    assert measure(accumulator, [(turned, turned_mask)]) == expected
+
+
+@pytest.mark.parametrize(
+    ("anomaly_map", "mask", "message"),
+    [
+        (np.zeros((4, 6), np.float32), np.zeros((6, 4), bool), r"\(4, 6\) and bool \(6, 4\)"),
+        (np.zeros((4, 6), np.float64), np.zeros((4, 6), bool), "got float64"),
+        (np.full((4, 6), np.nan, np.float32), np.zeros((4, 6), bool), "not finite"),
+        (np.zeros((0, 6), np.float32), np.zeros((0, 6), bool), "empty"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(accumulator, anomaly_map, mask, message):
+    with pytest.raises(DataError, match=message):
+        accumulator.update(anomaly_map, mask)
+
+
+def test_overlap_counts_pixels_and_adds_up():
+    predicted, true = np.zeros((4, 6), bool), np.zeros((4, 6), bool)
+    predicted[0:2, 0:3] = True
+    true[1:3, 0:3] = True
+    found = overlap(predicted, true)
+    assert found == Overlap(3, 3, 3)
+    assert (found.iou, found.dice) == (3 / 9, 6 / 12)
+    assert (found + Overlap(6, 0, 0)).iou == 9 / 15
+
+
+def test_two_empty_masks_have_no_overlap_to_speak_of():
+    empty = overlap(np.zeros((4, 6), bool), np.zeros((4, 6), bool))
+    assert (empty.iou, empty.dice) == (None, None)

@@ -1,0 +1,204 @@
+"""Held-out anomaly-free images -> thresholds.
+
+Image level: split conformal prediction (Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005).
+Pixel level: the mean over images of each image's false-positive rate, as AUPIMO does (Bertoldo et al., 2024), so
+that large images and images with many hot pixels in one place do not speak for all.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ssad_ray.core.records import Calibration
+from ssad_ray.core.regions import check_map
+from ssad_ray.errors import ConfigError, DataError
+
+AREA_QUANTILE = 0.99
+
+
+def calibrate(
+    scores: Sequence[float],
+    maps: Iterable[NDArray[np.float32]],
+    false_alarm_level: float,
+    pixel_fpr_high: float,
+    pixel_fpr_low: float,
+) -> Calibration:
+    """Learn thresholds from held-out anomaly-free images.
+
+    The image threshold keeps false alarms at or below the asked level for exchangeable images, or at the lowest level
+    that so few images support; `false_alarm_level` of the result is what is promised, and an image scores above the
+    threshold exactly when its `p_value` is at or below it.
+
+    The high pixel threshold is never above what the maps' own peaks reach at that level, so that an image judged
+    anomalous nearly always has a pixel to seed a region. The low one is strictly below it.
+
+    `min_area_px` is the 99 % quantile of the areas of what stands above the low threshold on these normal images, but
+    no more than all that stands above it on the average one: of a few pieces the quantile is the largest, and one odd
+    image would then hide small defects for good.
+
+    Args:
+        scores: Image-level score of each held-out image, by a model that never saw it.
+        maps: Their anomaly maps in the same order, (H, W) float32, of any sizes; read once. What is kept in memory
+            are the `len(scores) * pixel_fpr_low` most anomalous maps' worth of pixels.
+        false_alarm_level: Asked image-level false-alarm probability.
+        pixel_fpr_high: Mean per-image pixel false-positive rate of the high threshold.
+        pixel_fpr_low: The same for the low threshold; larger.
+
+    Raises:
+        ConfigError: The rates are not 0 < high < low < 1, or the level is outside (0, 1).
+        DataError: No image, a score or a map that is not finite, or another number of maps than of scores.
+    """
+    _check(scores, false_alarm_level, pixel_fpr_high, pixel_fpr_low)
+    tail = _Tail(budget=len(scores) * pixel_fpr_low)
+    peaks: list[float] = []
+    moments: list[tuple[float, float, float]] = []
+    for anomaly_map in maps:
+        check_map(anomaly_map, f"held-out map {len(peaks)}")
+        tail.add(anomaly_map)
+        peaks.append(float(anomaly_map.max()))
+        moments.append((float(np.median(anomaly_map)), *_moments(anomaly_map)))
+    if len(peaks) != len(scores):
+        raise DataError(f"{len(scores)} held-out scores came with {len(peaks)} maps; one map per score is needed")
+    image_threshold, promised_level = conformal_threshold(scores, false_alarm_level)
+    peak_threshold, _ = conformal_threshold(peaks, false_alarm_level)
+    high = min(tail.threshold(len(scores) * pixel_fpr_high), peak_threshold)
+    tail_low = tail.threshold(len(scores) * pixel_fpr_low)
+    low = min(tail_low, high)
+    if high == low:
+        high = float(np.nextafter(np.float32(low), np.float32(np.inf)))
+    location, scale = _location_and_scale(moments)
+    return Calibration(
+        rule=_rule(len(scores), false_alarm_level, promised_level, pixel_fpr_high, pixel_fpr_low),
+        false_alarm_level=promised_level,
+        num_normals=len(scores),
+        image_threshold=image_threshold,
+        pixel_threshold_high=high,
+        pixel_threshold_low=low,
+        min_area_px=_min_area_px(tail.component_areas(tail_low), len(scores)),
+        map_location=location,
+        map_scale=scale,
+        normal_scores=tuple(sorted(float(score) for score in scores)),
+    )
+
+
+def conformal_threshold(scores: Sequence[float], false_alarm_level: float) -> tuple[float, float]:
+    """Return the threshold above which an exchangeable score falls with at most the promised level, and that level.
+
+    The level is the largest multiple of `1 / (n + 1)` at or below the asked one, or `1 / (n + 1)` where that is more
+    than was asked: then the threshold is the largest score.
+    """
+    n = len(scores)
+    # A level given as a decimal fraction may fall a rounding error short of the multiple that is meant.
+    num_above = max(1, min(n, math.floor((n + 1) * false_alarm_level + 1e-9)))
+    return float(sorted(scores)[n - num_above]), num_above / (n + 1)
+
+
+def p_value(calibration: Calibration, score: float) -> float:
+    """Return `(1 + #{normal scores >= score}) / (n + 1)`, the conformal p-value of being normal."""
+    num_below = int(np.searchsorted(calibration.normal_scores, score, side="left"))
+    return (1 + calibration.num_normals - num_below) / (calibration.num_normals + 1)
+
+
+@dataclass
+class _Tail:
+    """The most anomalous pixels of all images, each weighted by one over its image's size.
+
+    Attributes:
+        budget: Total weight to keep, in images; thresholds for any smaller weight are exact.
+    """
+
+    budget: float
+    shapes: list[tuple[int, int]] = field(default_factory=list)
+    values: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    pixels: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    images: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def add(self, anomaly_map: NDArray[np.float32]) -> None:
+        """Take an image in and let go of what the budget no longer covers."""
+        flat = anomaly_map.ravel()
+        num_candidates = min(flat.size, math.floor(self.budget * flat.size) + 1)
+        pixels = np.argpartition(flat, flat.size - num_candidates)[flat.size - num_candidates :]
+        self.values = np.concatenate((self.values, flat[pixels]))
+        self.pixels = np.concatenate((self.pixels, pixels))
+        self.images = np.concatenate((self.images, np.full(num_candidates, len(self.shapes))))
+        height, width = anomaly_map.shape
+        self.shapes.append((height, width))
+        order = np.argsort(-self.values)
+        self.values, self.pixels, self.images = self.values[order], self.pixels[order], self.images[order]
+        kept = np.searchsorted(self._weights(), self.budget, side="right") + 1
+        self.values, self.pixels, self.images = self.values[:kept], self.pixels[:kept], self.images[:kept]
+
+    def threshold(self, weight: float) -> float:
+        """Return the smallest value with at most this weight strictly above it."""
+        return float(self.values[np.searchsorted(self._weights(), weight, side="right")])
+
+    def component_areas(self, threshold: float) -> list[int]:
+        """Return the areas of all images' 8-connected pieces above a threshold that `threshold` gave."""
+        areas: list[int] = []
+        is_above = self.values > threshold
+        for image, (height, width) in enumerate(self.shapes):
+            mask = np.zeros(height * width, np.uint8)
+            mask[self.pixels[is_above & (self.images == image)]] = 1
+            stats = cv2.connectedComponentsWithStats(mask.reshape(height, width), connectivity=8)[2]
+            areas += stats[1:, cv2.CC_STAT_AREA].tolist()
+        return areas
+
+    def _weights(self) -> NDArray[np.float64]:
+        sizes = np.array([height * width for height, width in self.shapes])
+        cumulated: NDArray[np.float64] = np.cumsum(1.0 / sizes[self.images])
+        return cumulated
+
+
+def _moments(anomaly_map: NDArray[np.float32]) -> tuple[float, float]:
+    values = anomaly_map.astype(np.float64)
+    return float(values.mean()), float((values * values).mean())
+
+
+def _min_area_px(areas: Sequence[int], num_images: int) -> int:
+    if not areas:
+        return 1
+    return max(1, math.ceil(min(float(np.quantile(areas, AREA_QUANTILE)), sum(areas) / num_images)))
+
+
+def _location_and_scale(moments: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """Median of the maps' medians, and the root mean square deviation from it; each map counts the same."""
+    medians, means, squares = np.array(moments).T
+    location = float(np.median(medians))
+    variance = float(squares.mean() - 2.0 * location * means.mean() + location**2)
+    # Constant maps have no spread; what remains is the resolution of their numbers.
+    resolution = max(float(np.finfo(np.float32).eps) * abs(location), float(np.finfo(np.float32).tiny))
+    return location, max(math.sqrt(max(variance, 0.0)), resolution)
+
+
+def _rule(num_normals: int, asked: float, promised: float, pixel_fpr_high: float, pixel_fpr_low: float) -> str:
+    if promised > asked:
+        num_needed = math.ceil(1.0 / asked - 1e-9) - 1
+        level = (
+            f"at most {promised:.2%}, the lowest level that {num_normals} images support: the asked {asked:.2%} is not "
+            f"supported and needs at least {num_needed} images"
+        )
+    else:
+        level = f"at most {promised:.2%} (asked: {asked:.2%})"
+    return (
+        f"Split-conformal on {num_normals} held-out anomaly-free images: the probability that a normal image is called "
+        f"anomalous is {level}; pixel thresholds at mean per-image false-positive rates of {pixel_fpr_high:g} (seeds, "
+        f"and not above the maps' peaks at the image level) and {pixel_fpr_low:g} (growth)."
+    )
+
+
+def _check(scores: Sequence[float], false_alarm_level: float, pixel_fpr_high: float, pixel_fpr_low: float) -> None:
+    if not 0.0 < pixel_fpr_high < pixel_fpr_low < 1.0:
+        raise ConfigError(
+            f"pixel false-positive rates must rise from seeds to growth: 0 < pixel_fpr_high < pixel_fpr_low < 1; "
+            f"got {pixel_fpr_high} and {pixel_fpr_low}"
+        )
+    if not 0.0 < false_alarm_level < 1.0:
+        raise ConfigError(f"false_alarm_level must lie between 0 and 1; got {false_alarm_level}")
+    if len(scores) == 0:
+        raise DataError("no held-out anomaly-free image to calibrate on; at least one is needed, 99 for a level of 1 %")
+    if not np.isfinite(scores).all():
+        raise DataError(f"held-out scores must be finite; got {int((~np.isfinite(scores)).sum())} that are not")

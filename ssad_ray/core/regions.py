@@ -1,0 +1,242 @@
+"""Anomaly map -> defect regions -> label mask and training target.
+
+No gap is closed and no outline smoothed: the low threshold, learnt from good images, already decides what belongs
+together, and a closing radius would be one more number that nobody can learn without annotations.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ssad_ray.core.masks import PixelBox, decode_mask, encode_mask, mask_box
+from ssad_ray.core.records import Calibration, DefectRegion, Provenance, Verdict
+from ssad_ray.errors import DataError
+
+MAX_REGIONS = 1000
+"""Regions kept per image; an image with more is broken rather than defective, and a page must be able to show it."""
+
+IGNORE_MARGIN = 1 / 32
+"""Width of the ring round a region that the segmenter does not learn from, as a share of the shorter image side.
+
+Maps are made in a working frame and bleed by a few of its pixels, so the uncertain ring scales with the image.
+"""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MapRegion:
+    """One connected piece of an anomaly map.
+
+    Attributes:
+        mask: (h, w) bool, the pixels inside the box.
+        box: Tight half-open `(x0, y0, x1, y1)`.
+        area_px: Set pixels of the mask.
+        peak: Largest map value.
+        mean: Mean map value.
+    """
+
+    mask: NDArray[np.bool_]
+    box: PixelBox
+    area_px: int
+    peak: float
+    mean: float
+
+
+def check_map(anomaly_map: NDArray[np.float32], name: str = "an anomaly map") -> None:
+    """Refuse a map that is not (height, width) or not finite, in which defects would pass as normal."""
+    if anomaly_map.ndim != 2 or not np.isfinite(anomaly_map).all():
+        raise DataError(
+            f"{name} must be (height, width) and finite; got shape {anomaly_map.shape} with "
+            f"{int((~np.isfinite(anomaly_map)).sum())} values that are not finite"
+        )
+
+
+def find_regions(
+    anomaly_map: NDArray[np.float32], threshold_high: float, threshold_low: float, min_area_px: int
+) -> tuple[list[MapRegion], int]:
+    """Find the regions of a map by hysteresis.
+
+    A region is an 8-connected piece above the low threshold with a pixel above the high one. Pieces smaller than
+    `min_area_px` are dropped, except the one with the map's peak, which is why the image was judged anomalous; by
+    the same measure, holes smaller than `min_area_px` are filled.
+
+    Args:
+        anomaly_map: (H, W) float32, finite.
+        threshold_high: Raw map value.
+        threshold_low: Raw map value, below `threshold_high`.
+        min_area_px: Pixels.
+
+    Returns:
+        At most 1000 regions by falling peak, and how many there were before this limit.
+
+    Raises:
+        DataError: The map is not two-dimensional or not finite.
+    """
+    check_map(anomaly_map)
+    is_seed = anomaly_map > threshold_high
+    if not is_seed.any():
+        return [], 0
+    labels, stats = _components(anomaly_map > threshold_low, connectivity=8)
+    peaks = np.full(len(stats), -np.inf, np.float32)
+    np.maximum.at(peaks, labels[is_seed], anomaly_map[is_seed])
+    is_kept = (stats[:, cv2.CC_STAT_AREA] >= min_area_px) | (peaks == peaks.max())
+    found = np.flatnonzero(is_kept & (peaks > threshold_high))
+    order = found[np.argsort(-peaks[found], kind="stable")]
+    regions = [_cut_out(anomaly_map, labels, label, stats[label], min_area_px) for label in order[:MAX_REGIONS]]
+    return regions, len(found)
+
+
+def to_defect_regions(
+    anomaly_map: NDArray[np.float32], calibration: Calibration, sample_id: str, model: str, time: datetime
+) -> list[DefectRegion]:
+    """Label a map that was judged anomalous.
+
+    Args:
+        anomaly_map: (H, W) float32 in the image's own frame.
+        calibration: Thresholds of the model.
+        sample_id: Prefix of the region ids.
+        model: Artifact name, for the provenance.
+        time: Moment of labelling, aware of its time zone.
+
+    Returns:
+        Regions by falling score. Where the limit of 1000 cuts some off, a warning is logged.
+    """
+    high, low = calibration.pixel_threshold_high, calibration.pixel_threshold_low
+    regions, num_found = find_regions(anomaly_map, high, low, calibration.min_area_px)
+    if num_found > len(regions):
+        _logger.warning("%s: %d regions found, the %d highest are kept", sample_id, num_found, len(regions))
+    height, width = anomaly_map.shape
+    provenance = Provenance(model=model, threshold=low, parent=None, actor="auto", time=time.isoformat())
+    return [
+        DefectRegion(
+            region_id=f"{sample_id}#{index}",
+            mask=encode_mask(region.mask, region.box[1], region.box[0], (height, width)),
+            box=region.box,
+            area_px=region.area_px,
+            score=region.peak,
+            confidence=region_confidence(region.peak, region.mean, calibration),
+            defect_type=None,
+            provenance=provenance,
+        )
+        for index, region in enumerate(regions)
+    ]
+
+
+def region_confidence(peak: float, mean: float, calibration: Calibration) -> float:
+    """Return how far a region stands above the thresholds, in [0, 1).
+
+    With `z` the mean of the peak's excess over the high and the mean value's excess over the low threshold, both in
+    units of the normal maps' spread, this is `z / (1 + z)`: 0 at the thresholds, 1/2 one spread above them, and
+    rising in both arguments. It ranks and weights regions; it is not a probability.
+    """
+    excess = max(peak - calibration.pixel_threshold_high, 0.0) + max(mean - calibration.pixel_threshold_low, 0.0)
+    return excess / (excess + 2.0 * calibration.map_scale)
+
+
+def label_mask(regions: Sequence[DefectRegion], height: int, width: int) -> NDArray[np.bool_]:
+    """Return the union of the regions, (height, width) bool."""
+    mask = np.zeros((height, width), np.bool_)
+    for region in regions:
+        x0, y0, x1, y1 = box = _box_in_frame(region, height, width)
+        mask[y0:y1, x0:x1] |= decode_mask(region.mask, box)
+    return mask
+
+
+def training_target(
+    anomaly_map: NDArray[np.float32], verdict: Verdict, calibration: Calibration
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Turn a coarse label into what the segmenter learns from: targets, and how far each can be trusted.
+
+    On an image judged normal every target is 0. On an anomalous one, an automatic region's pixels above the high
+    threshold are 1, weighted by the region's confidence; a region drawn or confirmed by a person is 1 throughout, at
+    full weight. Weight 0 have the rest of each region, a ring round it, and all other pixels above the low
+    threshold. What is left is surely normal: 0 at full weight. The step from the low to the high threshold stands in
+    for the usual erosion of cores, which would delete scratches.
+
+    Args:
+        anomaly_map: (H, W) float32 in the image's own frame.
+        verdict: The image's label.
+        calibration: Thresholds of the model that made the map.
+
+    Returns:
+        Targets and weights, both (H, W) float32 in [0, 1].
+    """
+    check_map(anomaly_map)
+    height, width = anomaly_map.shape
+    target = np.zeros((height, width), np.float32)
+    weight = (anomaly_map <= calibration.pixel_threshold_low).astype(np.float32)
+    if verdict.is_anomalous:
+        margin = max(1, round(min(height, width) * IGNORE_MARGIN))
+        weight[_grown(label_mask(verdict.regions, height, width), margin)] = 0.0
+        for region in verdict.regions:
+            _write_core(region, anomaly_map, calibration.pixel_threshold_high, target, weight)
+    return target, weight
+
+
+def _write_core(
+    region: DefectRegion,
+    anomaly_map: NDArray[np.float32],
+    threshold_high: float,
+    target: NDArray[np.float32],
+    weight: NDArray[np.float32],
+) -> None:
+    x0, y0, x1, y1 = box = mask_box(region.mask)
+    core, trust = decode_mask(region.mask, box), 1.0
+    if region.provenance.actor == "auto":
+        core &= anomaly_map[y0:y1, x0:x1] > threshold_high
+        trust = region.confidence
+    target[y0:y1, x0:x1][core] = 1.0
+    weight[y0:y1, x0:x1][core] = trust
+
+
+def _components(mask: NDArray[np.bool_], connectivity: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return labels (H, W), 0 outside the mask, and per label `x, y, columns, rows, area`."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=connectivity)
+    return labels.astype(np.int32, copy=False), stats.astype(np.int32, copy=False)
+
+
+def _cut_out(
+    anomaly_map: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    label: int,
+    stats: NDArray[np.int32],
+    min_area_px: int,
+) -> MapRegion:
+    x0, y0, columns, rows = stats[:4].tolist()
+    at = np.s_[y0 : y0 + rows, x0 : x0 + columns]
+    mask = _without_small_holes(labels[at] == label, min_area_px)
+    values = anomaly_map[at][mask]
+    box = (x0, y0, x0 + columns, y0 + rows)
+    return MapRegion(mask, box, values.size, float(values.max()), float(values.mean(dtype=np.float64)))
+
+
+def _without_small_holes(mask: NDArray[np.bool_], min_area_px: int) -> NDArray[np.bool_]:
+    """Fill 4-connected gaps of fewer pixels that do not reach the edge of the tight crop."""
+    labels, stats = _components(~mask, connectivity=4)
+    x0, y0, columns, rows, area = stats.T
+    is_inside = (x0 > 0) & (y0 > 0) & (x0 + columns < mask.shape[1]) & (y0 + rows < mask.shape[0])
+    is_filled = is_inside & (area < min_area_px)
+    is_filled[0] = True  # label 0 is the region itself
+    filled: NDArray[np.bool_] = is_filled[labels]
+    return filled
+
+
+def _grown(mask: NDArray[np.bool_], margin_px: int) -> NDArray[np.bool_]:
+    distance = cv2.distanceTransform((~mask).view(np.uint8), cv2.DIST_L2, 5)
+    grown: NDArray[np.bool_] = distance <= margin_px
+    return grown
+
+
+def _box_in_frame(region: DefectRegion, height: int, width: int) -> PixelBox:
+    if (region.mask.height, region.mask.width) != (height, width):
+        raise DataError(
+            f"region {region.region_id} has a mask of {region.mask.height} x {region.mask.width} px "
+            f"(height x width) and its image has {height} x {width}; a region lies in its image's own frame"
+        )
+    return mask_box(region.mask)

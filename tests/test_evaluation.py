@@ -2,10 +2,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
 
+from ssad_ray.core.masks import encode_mask
 from ssad_ray.core.metrics.evaluation import Evaluation, JudgedImage, component_boxes, evaluate
-from ssad_ray.core.records import DefectRegion, GroundTruth, Prediction, Provenance, RunLengthMask, TrueBox
+from ssad_ray.core.records import DefectRegion, GroundTruth, Prediction, Provenance, TrueBox
+from ssad_ray.errors import DataError
 
 SHAPE = (24, 40)
 NAMES = {
@@ -22,10 +23,9 @@ def blob(top, left, height, width):
 
 
 def region(mask, score):
-    counts = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode("ascii")
     return DefectRegion(
         "region",
-        RunLengthMask(*mask.shape, counts),
+        encode_mask(mask),
         tuple(component_boxes(mask)[0].tolist()),
         int(mask.sum()),
         score,
@@ -85,6 +85,15 @@ def test_overlapping_regions_are_one_mask():
     true = blob(2, 2, 10, 10)
     images = [judged("a", true, "hole", true_mask=true, found=[blob(2, 2, 10, 7), blob(2, 5, 10, 7)])]
     assert evaluate(images).metrics["mean_iou"] == 1.0
+
+
+def test_regions_of_another_frame_are_refused():
+    true = blob(2, 2, 10, 10)
+    image = JudgedImage(
+        Prediction("a", 1.0, true.astype(np.float32)), GroundTruth("a", "hole"), (region(true.T, 1.0),), true
+    )
+    with pytest.raises(DataError, match=r"40 x 24 px \(height x width\), its image's map has 24 x 40"):
+        evaluate([image])
 
 
 def test_what_cannot_be_used_is_left_out_and_counted():

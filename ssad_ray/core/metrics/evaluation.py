@@ -10,12 +10,13 @@ from dataclasses import astuple, dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
+from ssad_ray.core.masks import decode_mask, mask_box
 from ssad_ray.core.metrics.objects import ImageBoxes, coco_precision, tianchi_score
 from ssad_ray.core.metrics.pixel import Overlap, PixelAccumulator, PixelHistogram, PixelScores, overlap
 from ssad_ray.core.metrics.ranking import Ranking, rank_scores
 from ssad_ray.core.records import GOOD, DefectRegion, EvaluationReport, GroundTruth, Prediction
+from ssad_ray.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +163,16 @@ def component_boxes(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 def _paint(regions: Sequence[DefectRegion], shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Return the union of all regions' masks."""
-    if not regions:
-        return np.zeros(shape, bool)
-    masks = [region.mask for region in regions]
-    runs = [{"size": (mask.height, mask.width), "counts": mask.counts.encode("ascii")} for mask in masks]
-    return np.asarray(coco_mask.decode(coco_mask.merge(runs)), bool)
+    painted = np.zeros(shape, bool)
+    for region in regions:
+        if (region.mask.height, region.mask.width) != shape:
+            raise DataError(
+                f"region {region.region_id} lies in a frame of {region.mask.height} x {region.mask.width} px (height x "
+                f"width), its image's map has {shape[0]} x {shape[1]}; give both in the frame of the image"
+            )
+        x0, y0, x1, y1 = mask_box(region.mask)
+        painted[y0:y1, x0:x1] |= decode_mask(region.mask, (x0, y0, x1, y1))
+    return painted
 
 
 def _image_metrics(rows: Sequence[_Row]) -> dict[str, float | None]:

@@ -16,12 +16,18 @@ from ssad_ray.errors import DataError
 
 FPR_LIMIT = 0.3
 """AUPRO integrates up to this false-positive rate."""
-KEY_BITS = 20
-"""Leading bits of a float32 that tell histogram bins apart: sign, exponent and 11 bits of mantissa."""
-_NUM_BINS = 1 << KEY_BITS
-_DROPPED_BITS = 32 - KEY_BITS
-_WHOLE_REGION = 1 << 36
-"""Fixed-point weight of one component: sums of integers do not depend on their order, room for 2^27 components."""
+_DROPPED_BITS = 12
+"""Trailing bits of a float32 that histogram bins ignore; left are the sign, the exponent and 11 bits of mantissa."""
+# Bin numbers count from the lowest float32. Probabilities crowd below one, so between a half and one it is the distance
+# from one that is binned: these bins mirror those from zero to a half, and push everything from one on upwards.
+_ZERO_BIN = 1 << (31 - _DROPPED_BITS)
+_ONE = 2 * 0x3F000000
+_HALF_BIN = _ZERO_BIN + (0x3F000000 >> _DROPPED_BITS)
+_ONE_BIN = _ZERO_BIN + (_ONE >> _DROPPED_BITS)
+_PUSHED_BINS = (_ONE - 0x3F800000) >> _DROPPED_BITS
+_NUM_BINS = 2 * _ZERO_BIN + _PUSHED_BINS
+_WHOLE_REGION = 1 << 40
+"""Fixed-point weight of one component: sums of integers do not depend on their order; room for 2^23 components."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +83,13 @@ class PixelScores:
 
 
 class PixelHistogram:
-    """Streaming metrics in 24 MB, whatever the number of images; the order of images and merges changes nothing.
+    """Streaming metrics in 31 MB, whatever the number of images; the order of images and merges changes nothing.
 
-    A bin is a run of neighbouring float32 values that agree in their leading `KEY_BITS` bits, so that no value range
-    has to be known: a score is rounded down by less than one part in 2^11 (of its magnitude). The result is the exact
-    one for maps so rounded. AUROC thus differs from the unrounded one by at most half the share of
-    (defective, defect-free) pixel pairs that fall into a common bin, and AUPRO by at most half of the same share with
-    pixels weighted by component, divided by `FPR_LIMIT`; fixed-point weights add less than 1e-6.
+    Bins are runs of neighbouring float32 values, so that no value range has to be known. A bin is narrower than one
+    part in 2^11 of its distance from zero or, between 0.5 and 1, from one. The result is the exact one for maps whose
+    scores tie within a bin. AUROC thus differs from that of the raw maps by at most half the share of (defective,
+    defect-free) pixel pairs that meet in a bin, and AUPRO by at most half the same share with pixels weighted by
+    component, divided by `FPR_LIMIT`; fixed-point weights add less than 1e-6. The F1 is what its threshold reaches.
     """
 
     def __init__(self) -> None:
@@ -95,18 +101,9 @@ class PixelHistogram:
         """Take in one image: a finite (H, W) map and its true mask, all False for a good image."""
         _check(anomaly_map, mask)
         bins = _bins(anomaly_map)
-        first = int(bins.min())
-        bins -= first
-        counts = np.bincount(bins.ravel())
-        seen = slice(first, first + counts.size)
-        self._background[seen] += counts
-        if mask.any():
-            inside = bins[mask]
-            defective = np.bincount(inside, minlength=counts.size)
-            weights = np.bincount(inside, _region_weights(mask) * _WHOLE_REGION, minlength=counts.size)
-            self._background[seen] -= defective
-            self._defective[seen] += defective
-            self._weights[seen] += np.rint(weights).astype(np.int64)
+        np.add.at(self._background, bins[~mask], 1)
+        np.add.at(self._defective, bins[mask], 1)
+        np.add.at(self._weights, bins[mask], np.rint(_region_weights(mask) * _WHOLE_REGION).astype(np.int64))
 
     def merge(self, other: "PixelHistogram") -> None:
         """Take in everything that `other` has seen."""
@@ -180,23 +177,35 @@ def _aupro(steps: Steps, gained: NDArray[Any]) -> float:
 
 def _region_weights(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     """One weight per defective pixel in row-major order: 1 / area of its 8-connected component."""
+    if not mask.any():
+        return np.zeros(0)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
     return np.asarray(1.0 / stats[labels[mask], cv2.CC_STAT_AREA])
 
 
 def _bins(anomaly_map: NDArray[np.float32]) -> NDArray[np.int32]:
-    """Number the bins in the order of the scores, from 0."""
-    # A float's bits, read as an integer, are in order already, but backwards for negatives; adding zero makes -0.0 0.0.
-    bits = (anomaly_map + np.float32(0.0)).view(np.int32)
-    return (_flip_negatives(bits) >> _DROPPED_BITS) + _NUM_BINS // 2
+    """Number each score's bin, in the order of the scores, from 0."""
+    scores = anomaly_map + np.float32(0.0)  # makes -0.0 a 0.0
+    plain = _flip_negatives(scores.view(np.int32)) >> _DROPPED_BITS
+    mirrored = (_ONE - np.abs(np.float32(1.0) - scores).view(np.int32)) >> _DROPPED_BITS
+    upper = np.where(scores < 1.0, mirrored, plain + _PUSHED_BINS)
+    return np.where(scores < 0.5, plain, upper) + _ZERO_BIN
 
 
 def _bin_floors(bins: NDArray[np.int64]) -> NDArray[np.float32]:
     """The lowest score of each bin."""
-    return _flip_negatives(((bins - _NUM_BINS // 2) << _DROPPED_BITS).astype(np.int32)).view(np.float32)
+    unpushed = np.where(bins < _ONE_BIN, bins, bins - _PUSHED_BINS) - _ZERO_BIN
+    floors = _flip_negatives((unpushed << _DROPPED_BITS).astype(np.int32)).view(np.float32)
+    is_mirrored = (bins >= _HALF_BIN) & (bins < _ONE_BIN)
+    distance = (_ONE - (unpushed[is_mirrored] << _DROPPED_BITS)).astype(np.int32).view(np.float32)
+    floor = 1.0 - distance.astype(np.float64)
+    nearest = floor.astype(np.float32)
+    floors[is_mirrored] = np.where(nearest < floor, np.nextafter(nearest, np.float32(2.0)), nearest)
+    return floors
 
 
 def _flip_negatives(bits: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Put the bits of float32 numbers, read as integers, in the order of the numbers; its own inverse."""
     return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
 
 

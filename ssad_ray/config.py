@@ -64,7 +64,7 @@ class PixelReferenceConfig(Section):
 class AutoencoderConfig(Section):
     """Reconstruction, L1 and SSIM residual."""
 
-    width: int = Field(16, ge=4, le=512, description="Channels of the first block.")
+    width: int = Field(32, ge=8, le=512, multiple_of=8, description="Channels of the first block.")
     latent: int = Field(32, ge=1, le=4096, description="Channels of the bottleneck.")
     training: TrainingConfig = TrainingConfig()
 
@@ -72,14 +72,15 @@ class AutoencoderConfig(Section):
 class DraemConfig(Section):
     """Joint reconstruction and discrimination of planted defects."""
 
-    width: int = Field(16, ge=4, le=512, description="Channels of the first block of both networks.")
+    width: int = Field(24, ge=8, le=512, multiple_of=8, description="Channels of the first block of both networks.")
+    latent: int = Field(64, ge=1, le=4096, description="Channels of the reconstruction's bottleneck.")
     training: TrainingConfig = TrainingConfig()
 
 
 class UnetConfig(Section):
     """The segmenter of the downstream task."""
 
-    width: int = Field(16, ge=4, le=512, description="Channels of the first block.")
+    width: int = Field(24, ge=8, le=512, multiple_of=8, description="Channels of the first block.")
     training: TrainingConfig = TrainingConfig()
 
 
@@ -105,8 +106,8 @@ class SegmenterConfig(Section):
     """The downstream task."""
 
     unet: UnetConfig = UnetConfig()
-    planted_fraction: Fraction = Field(0.4, description="Share of a batch with planted defects and exact masks.")
-    good_fraction: Fraction = Field(0.2, description="Share of a batch taken from good images, all negative.")
+    labelled_fraction: Fraction = Field(0.5, description="Share of a batch taken from labelled images.")
+    planted_fraction: Fraction = Field(0.35, description="Share with planted defects; the rest are good images.")
 
 
 class GateConfig(Section):

@@ -6,7 +6,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -67,15 +67,15 @@ def to_frames(image: NDArray[np.uint8], plan: FramePlan) -> NDArray[np.uint8]:
     if plan.mode == "resize":
         return _resize(image, plan.height, plan.width)[np.newaxis]
     scaled = _pad(_scaled(image, plan.scale), plan)
-    tops, lefts = _corners(scaled.shape[:2], plan)
+    tops, lefts = _corners(scaled.shape, plan)
     return np.stack([scaled[y : y + plan.height, x : x + plan.width] for y in tops for x in lefts])
 
 
 def to_map(maps_BHW: NDArray[np.float32], plan: FramePlan, height: int, width: int) -> NDArray[np.float32]:
     """Join the maps of an image's frames into one (height, width) float32 map; overlaps are blended, without seams."""
     if plan.mode == "resize":
-        return cv2.resize(maps_BHW[0], (width, height), interpolation=cv2.INTER_LINEAR)
-    scaled_height, scaled_width = _scaled_shape(height, width, plan.scale)
+        return _enlarge(maps_BHW[0], height, width)
+    scaled_height, scaled_width = _scaled_shape((height, width), plan.scale)
     padded_shape = max(scaled_height, plan.height), max(scaled_width, plan.width)
     tops, lefts = _corners(padded_shape, plan)
     window = _window(plan)
@@ -85,12 +85,10 @@ def to_map(maps_BHW: NDArray[np.float32], plan: FramePlan, height: int, width: i
         total[y : y + plan.height, x : x + plan.width] += anomaly_map * window
         weight[y : y + plan.height, x : x + plan.width] += window
     total /= weight
-    return cv2.resize(total[:scaled_height, :scaled_width], (width, height), interpolation=cv2.INTER_LINEAR)
+    return _enlarge(total[:scaled_height, :scaled_width], height, width)
 
 
-def random_frame(
-    planes: Sequence[NDArray[np.generic]], plan: FramePlan, rng: np.random.Generator
-) -> list[NDArray[np.generic]]:
+def random_frame(planes: Sequence[NDArray[Any]], plan: FramePlan, rng: np.random.Generator) -> list[NDArray[Any]]:
     """Cut the same training frame out of planes of one size (an image, its target, its weights).
 
     A target or weight plane is resized like the image; uint8 and float32 planes are accepted.
@@ -108,31 +106,35 @@ def _to_stride(length: float) -> int:
 
 
 def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    grey = image.mean(axis=2, dtype=np.float32)
-    return cv2.resize(grey, (_THUMBNAIL_PX, _THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
+    thumbnail = cv2.resize(image, (_THUMBNAIL_PX, _THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
+    return thumbnail.astype(np.float32).mean(axis=2, dtype=np.float32)
 
 
-def _resize(plane: NDArray[np.generic], height: int, width: int) -> NDArray[np.generic]:
+def _enlarge(anomaly_map: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    return cv2.resize(anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32, copy=False)
+
+
+def _resize(plane: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     shrinks = height * width < plane.shape[0] * plane.shape[1]
     return cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def _scaled_shape(height: int, width: int, scale: float) -> tuple[int, int]:
-    return max(1, round(height * scale)), max(1, round(width * scale))
+def _scaled_shape(shape: tuple[int, ...], scale: float) -> tuple[int, int]:
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
 
-def _scaled(plane: NDArray[np.generic], scale: float) -> NDArray[np.generic]:
-    return plane if scale == 1.0 else _resize(plane, *_scaled_shape(*plane.shape[:2], scale))
+def _scaled(plane: NDArray[Any], scale: float) -> NDArray[Any]:
+    return plane if scale == 1.0 else _resize(plane, *_scaled_shape(plane.shape, scale))
 
 
-def _pad(plane: NDArray[np.generic], plan: FramePlan) -> NDArray[np.generic]:
+def _pad(plane: NDArray[Any], plan: FramePlan) -> NDArray[Any]:
     bottom, right = max(0, plan.height - plane.shape[0]), max(0, plan.width - plane.shape[1])
     if not bottom and not right:
         return plane
     return cv2.copyMakeBorder(plane, 0, bottom, 0, right, cv2.BORDER_REFLECT)
 
 
-def _corners(shape: tuple[int, int], plan: FramePlan) -> tuple[list[int], list[int]]:
+def _corners(shape: tuple[int, ...], plan: FramePlan) -> tuple[list[int], list[int]]:
     return _starts(shape[0], plan.height, plan.overlap), _starts(shape[1], plan.width, plan.overlap)
 
 

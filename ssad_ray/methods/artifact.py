@@ -68,13 +68,11 @@ class Artifact:
         frames = to_frames(image, self.plan)
         voters = self.members if members is None else [self.members[index] for index in members]
         scores, maps = zip(*(_score_frames(member, frames) for member in voters), strict=True)
-        mean_map = np.mean(maps, axis=0, dtype=np.float32)
+        mean_map = np.stack(maps).mean(axis=0)
         return float(np.mean([s.max() for s in scores])), to_map(mean_map, self.plan, *image.shape[:2])
 
 
-def _score_frames(
-    member: Method, frames_BHWC: NDArray[np.uint8]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _score_frames(member: Method, frames_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     chunks = range(0, len(frames_BHWC), _FRAMES_PER_BATCH)
     scores, maps = zip(*(member.score(frames_BHWC[at : at + _FRAMES_PER_BATCH]) for at in chunks), strict=True)
     return np.concatenate(scores), np.concatenate(maps)

@@ -68,8 +68,13 @@ class TrainsByGradient(Protocol):
     worker computes them, so the number of workers cannot change a result.
     """
 
-    training: TrainingConfig
-    network: nn.Module
+    @property
+    def training(self) -> TrainingConfig:
+        """How long and how fast."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained; replaced by `initialise`."""
 
     def initialise(self, frames: TrainingFrames, seed: int) -> None:
         """Set what is not learnt by gradient (statistics, random initial weights); a pure function of its arguments."""

@@ -4,12 +4,14 @@ Shapes: B batch, C channels, H W frame height and width.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 _BLOCK = 2
+_COARSE_BLOCK = 4
 
 
 class ConvBlock(nn.Sequential):
@@ -53,7 +55,7 @@ class UNet(nn.Module):
         super().__init__()
         self.encoder = Encoder(in_channels * _BLOCK**2, widths)
         ups = list(widths)[::-1]
-        self.decoder = nn.ModuleList(ConvBlock(low + high, high) for low, high in zip(ups, ups[1:], strict=False))
+        self.decoder = nn.ModuleList(ConvBlock(low + high, high) for low, high in pairwise(ups))
         self.head = nn.Conv2d(widths[0], out_channels * _BLOCK**2, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -65,22 +67,25 @@ class UNet(nn.Module):
 
 
 class Reconstructor(nn.Module):
-    """Autoencoder without skips: what passes its narrow bottleneck is what is normal."""
+    """Autoencoder without skips: what passes its narrow bottleneck is what is normal.
+
+    It works on 4x4 pixel blocks as channels: its output is smooth anyway.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, widths: Sequence[int], latent: int) -> None:
         super().__init__()
-        self.encoder = Encoder(in_channels * _BLOCK**2, widths)
+        self.encoder = Encoder(in_channels * _COARSE_BLOCK**2, widths)
         self.squeeze = nn.Conv2d(widths[-1], latent, 1)
         ups = list(widths)[::-1]
         self.decoder = nn.ModuleList(ConvBlock(i, o) for i, o in zip([latent, *ups[:-1]], ups, strict=True))
-        self.head = nn.Conv2d(widths[0], out_channels * _BLOCK**2, 1)
+        self.head = nn.Conv2d(widths[0], out_channels * _COARSE_BLOCK**2, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map (B, in, H, W) to a reconstruction (B, out, H, W), unbounded around [0, 1]."""
-        x = self.squeeze(self.encoder(functional.pixel_unshuffle(x_BCHW, _BLOCK))[-1])
+        x = self.squeeze(self.encoder(functional.pixel_unshuffle(x_BCHW, _COARSE_BLOCK))[-1])
         for index, block in enumerate(self.decoder):
             x = block(functional.interpolate(x, scale_factor=2, mode="bilinear") if index else x)
-        return functional.pixel_shuffle(self.head(x), _BLOCK)
+        return functional.pixel_shuffle(self.head(x), _COARSE_BLOCK)
 
 
 def doubling(width: int, levels: int, limit: int = 512) -> list[int]:

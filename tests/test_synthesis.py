@@ -39,6 +39,7 @@ def test_every_family_shows_on_a_structured_image(family, product):
 def test_only_the_masked_pixels_changed_visibly(family, product):
     for i in range(20):
         planted, mask = FAMILIES[family](product, generator(1, family, i))
+        np.testing.assert_array_equal(mask, visible_change(product, planted))
         signed = planted.astype(np.int16) - product
         assert np.abs(signed).max(axis=2)[mask].all()
         seen = np.abs(cv2.blur(signed, (3, 3))).max(axis=2) >= VISIBLE

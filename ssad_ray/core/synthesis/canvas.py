@@ -19,6 +19,8 @@ Point = tuple[float, float]
 VISIBLE = 8
 """Grey levels (of 255) by which some channel of a pixel must change to be seen."""
 CLOSING = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
+MARGIN_PX = 2
+"""Reach of the closing: with so much around a change, its mask is that of the whole frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,17 @@ def blend(image: Image, source: Pixels, coverage: Pixels) -> Planted:
 
     A grey image stays grey: a plant that were told by its colour alone would teach nothing.
     """
-    if _is_grey(image):
-        source = np.asarray(cv2.cvtColor(source, cv2.COLOR_RGB2GRAY)[..., None], np.float32)
-    mixed = image + coverage[..., None] * (source - image)
-    planted = np.rint(np.clip(mixed, 0.0, 255.0)).astype(np.uint8)
-    return planted, visible_change(image, planted)
+    planted, mask = image.copy(), np.zeros(image.shape[:2], np.bool_)
+    x, y, width, height = cv2.boundingRect((coverage > 0).astype(np.uint8))
+    if width > 0:
+        window = np.s_[max(0, y - MARGIN_PX) : y + height + MARGIN_PX, max(0, x - MARGIN_PX) : x + width + MARGIN_PX]
+        before, after = image[window], source[window]
+        if _is_grey(image):
+            after = np.asarray(cv2.cvtColor(after, cv2.COLOR_RGB2GRAY)[..., None], np.float32)
+        mixed = before + coverage[window][..., None] * (after - before)
+        planted[window] = np.rint(np.clip(mixed, 0.0, 255.0))
+        mask[window] = visible_change(before, planted[window])
+    return planted, mask
 
 
 def visible_change(before: Image, after: Image) -> Mask:

@@ -30,4 +30,4 @@ def deform(image: Image, rng: np.random.Generator, site: Site = ANYWHERE) -> Pla
         cv2.INTER_CUBIC,
         borderMode=cv2.BORDER_REFLECT_101,
     )
-    return blend(image, warped.astype(np.float32), np.ones((height, width), np.float32))
+    return blend(image, warped.astype(np.float32), (bump > 0).astype(np.float32))

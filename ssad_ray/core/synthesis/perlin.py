@@ -10,7 +10,7 @@ from ssad_ray.core.synthesis.canvas import ANYWHERE, Image, Pixels, Planted, Poi
 from ssad_ray.core.synthesis.shapes import filled, log_uniform, smooth_outline
 from ssad_ray.core.synthesis.textures import colour_jitter, procedural, transplant
 
-THRESHOLD = 0.5
+THRESHOLD = 0.6
 """Share of the highest noise value above which there is a defect."""
 LARGEST_LATTICE = 5
 """Binary logarithm of the most lattice cells along a side."""
@@ -19,8 +19,8 @@ LARGEST_LATTICE = 5
 def perlin(image: Image, rng: np.random.Generator, site: Site = ANYWHERE) -> Planted:
     """Fill the area where Perlin noise is high; half of the plants keep to the neighbourhood of their centre."""
     shape, centre = image.shape[:2], site.centre(image, rng)
-    rows = int(rng.integers(0, LARGEST_LATTICE + 1))
-    columns = int(np.clip(rows + rng.integers(-2, 3), 0, LARGEST_LATTICE))
+    rows = int(rng.integers(1, LARGEST_LATTICE + 1))
+    columns = int(np.clip(rows + rng.integers(-2, 3), 1, LARGEST_LATTICE))
     noise = _peak_at(centre, perlin_noise(shape, (2**rows, 2**columns), rng), rng.uniform(-90.0, 90.0))
     coverage = (noise > THRESHOLD * noise.max()).astype(np.float32)
     if rng.random() < 0.5:

@@ -37,4 +37,4 @@ def _groove(image: Image, shift: Pixels, coverage: Pixels, thickness_px: int) ->
     flank[thickness_px:, thickness_px:] = coverage[:-thickness_px, :-thickness_px]
     flank *= 1.0 - coverage
     change = coverage[..., None] * shift - 0.7 * flank[..., None] * shift
-    return np.asarray(image + change, np.float32), np.ones_like(coverage)
+    return np.asarray(image + change, np.float32), ((coverage + flank) > 0).astype(np.float32)

@@ -72,18 +72,16 @@ def particle(plate: Plate, rng: np.random.Generator) -> Plate:
     dirt = np.zeros(plate.dirt.shape, np.uint8)
     if rng.random() < 0.5:
         t = np.linspace(0.0, rng.uniform(1.5, 5.0), 50)
-        loop = (
-            np.stack([np.sin(t * rng.uniform(0.8, 1.6)), np.cos(t) + 0.3 * t], axis=1) * unit * rng.uniform(0.03, 0.07)
-        )
-        points = [_pixel(point) for point in centre + loop - loop.mean(axis=0)]
+        loop = np.stack([np.sin(t * rng.uniform(0.8, 1.6)), np.cos(t) + 0.3 * t], axis=1)
+        path = centre + unit * rng.uniform(0.03, 0.07) * (loop - loop.mean(axis=0))
+        points = [_pixel(point) for point in path]
         cv2.polylines(dirt, [np.array(points, np.int32)], False, 255, 3, cv2.LINE_AA)
     else:
         for offset in rng.normal(0.0, 0.03 * unit, (rng.integers(1, 5), 2)):
             axes = np.maximum(2, np.rint(unit * rng.uniform(0.008, 0.022, 2))).astype(int).tolist()
             cv2.ellipse(dirt, _pixel(centre + offset), axes, rng.uniform(0, 180), 0, 360, 255, -1, cv2.LINE_AA)
-    colour = (
-        rng.uniform((25, 25, 25), (70, 60, 60)) if rng.random() < 0.6 else rng.uniform((215, 205, 195), (250, 250, 250))
-    )
+    darkest, brightest = ((25, 25, 25), (70, 60, 60)) if rng.random() < 0.6 else ((215, 205, 195), (250, 250, 250))
+    colour = rng.uniform(darkest, brightest)
     return replace(plate, dirt=dirt.astype(np.float32) / 255.0, dirt_colour=tuple(colour.tolist()))
 
 

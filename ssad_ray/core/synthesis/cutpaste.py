@@ -9,7 +9,6 @@ from ssad_ray.core.synthesis.canvas import ANYWHERE, Image, Planted, Site, blend
 from ssad_ray.core.synthesis.shapes import box_outline, filled, jagged_outline, log_uniform, smooth_outline
 from ssad_ray.core.synthesis.textures import colour_jitter, transplant
 
-
 SMALLEST_AREA, LARGEST_AREA = 0.004, 0.12
 """Shares of the frame."""
 COLOUR_JITTER = 0.15

@@ -80,9 +80,8 @@ def continued(pixels: Pixels, known: Pixels) -> Pixels:
 
 def random_colour(rng: np.random.Generator) -> Pixels:
     """Draw a colour (3,): any brightness, rarely far from grey, as most dirt and most materials are."""
-    return np.clip(rng.uniform(0.0, 255.0) + rng.exponential(18.0) * rng.standard_normal(3), 0.0, 255.0).astype(
-        np.float32
-    )
+    colour = rng.uniform(0.0, 255.0) + rng.exponential(18.0) * rng.standard_normal(3)
+    return np.asarray(np.clip(colour, 0.0, 255.0), np.float32)
 
 
 def random_shift(rng: np.random.Generator, weakest: float, strongest: float) -> Pixels:

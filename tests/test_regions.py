@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ def verdict(anomaly_map: Map, is_anomalous: bool, regions: list[DefectRegion]) -
     return Verdict("a.png@0", "a.png", height, width, 9.0, 0.1, is_anomalous, tuple(regions))
 
 
+@settings(deadline=None)
 @given(arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 15)), elements=st.sampled_from([0, 1, 2, 3])))
 def test_hysteresis_is_that_of_a_plain_reconstruction(anomaly_map: Map) -> None:
     regions, num_found = find_regions(anomaly_map, 2.5, 1.5, min_area_px=1)
@@ -120,9 +121,10 @@ def test_a_defect_region_records_where_it_is_and_where_it_came_from() -> None:
     (region,) = labelled(anomaly_map)
     np.testing.assert_array_equal(decode_mask(region.mask), anomaly_map > 3)
     assert region.region_id == "a.png@0#0"
-    assert region.box == mask_box(region.mask) == (70, 10, 80, 14)
-    assert (region.area_px, region.score, region.defect_type) == (40, 9, None)
-    assert region.provenance == Provenance("draem-1", 3.0, None, "auto", "2026-01-02T03:04:05+00:00")
+    assert list(region.box) == list(mask_box(region.mask)) == [70, 10, 80, 14]
+    assert (region.area_px, region.score) == (40, 9)
+    assert region.defect_type is None
+    assert region.provenance == Provenance("draem-1", 3.0, None, "auto", NOW.isoformat())
 
 
 def test_confidence_rises_from_zero_at_the_thresholds_to_half_one_spread_above() -> None:

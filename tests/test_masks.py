@@ -132,6 +132,13 @@ def test_a_rectangle_has_its_four_corners_and_its_area() -> None:
     assert shape.holes == ()
 
 
+def test_the_memory_layout_of_a_mask_does_not_matter() -> None:
+    wide = drawn(12, 60, np.s_[2:9, 6:40])[:, ::2]
+    for mask in (wide, wide.T, wide[::-1]):
+        np.testing.assert_array_equal(rasterise(polygons(mask), *mask.shape), mask)
+        np.testing.assert_array_equal(decode_mask(encode_mask(mask)), mask)
+
+
 def test_a_smooth_outline_needs_few_corners() -> None:
     rows, columns = np.mgrid[0:700, 0:1100]
     mask = (rows - 350) ** 2 / 300**2 + (columns - 500) ** 2 / 450**2 < 1 + 0.1 * np.sin(columns / 7)

@@ -101,9 +101,9 @@ def test_a_broken_image_keeps_the_highest_regions_and_says_how_many_there_were(
     assert "a.png@0: 2400 regions found, the 1000 highest are kept" in caplog.text
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 1), (5,)])
+@pytest.mark.parametrize("shape", [(3, 4, 1), (5,), (0, 4)])
 def test_a_map_that_is_no_map_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(DataError, match=r"must be \(height, width\) and finite"):
+    with pytest.raises(DataError, match=r"must be \(height, width\), not empty and finite"):
         find_regions(np.zeros(shape, np.float32), 2.0, 1.0, 1)
 
 

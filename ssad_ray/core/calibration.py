@@ -1,8 +1,8 @@
 """Held-out anomaly-free images -> thresholds.
 
 Image level: split conformal prediction (Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005).
-Pixel level: the mean over images of each image's false-positive rate, as AUPIMO does (Bertoldo et al., 2024), so
-that large images and images with many hot pixels in one place do not speak for all.
+Pixel level: the mean over images of each image's false-positive rate, as in AUPIMO (Bertoldo et al., 2024), so that
+a large image speaks no louder than a small one.
 """
 
 import math
@@ -65,9 +65,9 @@ def calibrate(
         raise DataError(f"{len(scores)} held-out scores came with {len(peaks)} maps; one map per score is needed")
     image_threshold, promised_level = conformal_threshold(scores, false_alarm_level)
     peak_threshold, _ = conformal_threshold(peaks, false_alarm_level)
+    false_growth = tail.threshold(len(scores) * pixel_fpr_low)
     high = min(tail.threshold(len(scores) * pixel_fpr_high), peak_threshold)
-    tail_low = tail.threshold(len(scores) * pixel_fpr_low)
-    low = min(tail_low, high)
+    low = min(false_growth, high)
     if high == low:
         high = float(np.nextafter(np.float32(low), np.float32(np.inf)))
     location, scale = _location_and_scale(moments)
@@ -78,7 +78,7 @@ def calibrate(
         image_threshold=image_threshold,
         pixel_threshold_high=high,
         pixel_threshold_low=low,
-        min_area_px=_min_area_px(tail.component_areas(tail_low), len(scores)),
+        min_area_px=_min_area_px(tail.component_areas(false_growth), len(scores)),
         map_location=location,
         map_scale=scale,
         normal_scores=tuple(sorted(float(score) for score in scores)),
@@ -140,10 +140,10 @@ class _Tail:
         """Return the areas of all images' 8-connected pieces above a threshold that `threshold` gave."""
         areas: list[int] = []
         is_above = self.values > threshold
-        for image, (height, width) in enumerate(self.shapes):
-            mask = np.zeros(height * width, np.uint8)
-            mask[self.pixels[is_above & (self.images == image)]] = 1
-            stats = cv2.connectedComponentsWithStats(mask.reshape(height, width), connectivity=8)[2]
+        for image in np.unique(self.images[is_above]):
+            mask = np.zeros(self.shapes[image], np.uint8)
+            mask.flat[self.pixels[is_above & (self.images == image)]] = 1
+            stats = cv2.connectedComponentsWithStats(mask, connectivity=8)[2]
             areas += stats[1:, cv2.CC_STAT_AREA].tolist()
         return areas
 
@@ -175,7 +175,7 @@ def _location_and_scale(moments: Sequence[tuple[float, float, float]]) -> tuple[
 
 
 def _rule(num_normals: int, asked: float, promised: float, pixel_fpr_high: float, pixel_fpr_low: float) -> str:
-    if promised > asked:
+    if promised > asked + 1e-9:
         num_needed = math.ceil(1.0 / asked - 1e-9) - 1
         level = (
             f"at most {promised:.2%}, the lowest level that {num_normals} images support: the asked {asked:.2%} is not "

@@ -49,10 +49,10 @@ class MapRegion:
 
 
 def check_map(anomaly_map: NDArray[np.float32], name: str = "an anomaly map") -> None:
-    """Refuse a map that is not (height, width) or not finite, in which defects would pass as normal."""
-    if anomaly_map.ndim != 2 or not np.isfinite(anomaly_map).all():
+    """Refuse a map that is not (height, width), empty or not finite: in a NaN a defect would pass as normal."""
+    if anomaly_map.ndim != 2 or anomaly_map.size == 0 or not np.isfinite(anomaly_map).all():
         raise DataError(
-            f"{name} must be (height, width) and finite; got shape {anomaly_map.shape} with "
+            f"{name} must be (height, width), not empty and finite; got shape {anomaly_map.shape} with "
             f"{int((~np.isfinite(anomaly_map)).sum())} values that are not finite"
         )
 

@@ -156,6 +156,12 @@ def test_parts_merged_in_any_grouping_give_the_very_same_report():
     assert parts[1].report() == whole
 
 
+def test_tied_scores_rank_alike_in_any_order_of_the_images():
+    true = blob(2, 2, 10, 10)
+    images = [judged("a", true, "hole", true_mask=true, found=[true]), judged("b", true, "good", found=[true])]
+    assert evaluate(images) == evaluate(reversed(images))
+
+
 def test_streaming_stays_close_to_exact():
     streamed, exact = evaluate(random_images(30)).metrics, evaluate(random_images(30), exact=True).metrics
     assert streamed == pytest.approx(exact, abs=2e-3)

@@ -105,6 +105,14 @@ def test_the_threshold_of_the_histogram_reaches_its_f1(images):
     assert total.dice == pytest.approx(ranking.f1_max, abs=1e-9)
 
 
+def test_every_threshold_next_to_one_parts_the_scores_where_its_bin_does():
+    anomaly_map = (1 - np.arange(1, 4097) / 2**24).astype(np.float32).reshape(64, 64)
+    for position in np.random.default_rng(0).integers(4096, size=60):
+        mask = np.arange(4096).reshape(64, 64) == position
+        ranking = measure(PixelHistogram(), [(anomaly_map, mask)]).ranking
+        assert overlap(anomaly_map > ranking.f1_threshold, mask).dice == pytest.approx(ranking.f1_max)
+
+
 @unhurried
 @given(images())
 def test_the_histogram_errs_by_at_most_half_the_pairs_in_common_bins(images):
@@ -183,6 +191,14 @@ def test_a_small_region_weighs_as_much_as_a_large_one(accumulator):
     found = np.zeros((20, 30), np.float32)
     found[15, 25] = 1.0
     assert measure(accumulator, [(found, mask)]).aupro == pytest.approx((0.5 + 0.5 + 0.5 * FPR_LIMIT) / 2)
+
+
+@pytest.mark.parametrize(("num_worse", "expected"), [(0, 1.0), (1, 2 / 3), (2, 1 / 3), (3, 0.0), (4, 0.0)])
+def test_a_region_counts_from_the_false_positive_rate_at_which_it_is_found(accumulator, num_worse, expected):
+    anomaly_map = np.zeros((1, 11), np.float32)
+    anomaly_map[0, 0] = 1.0
+    anomaly_map[0, 1 : 1 + num_worse] = 2.0
+    assert measure(accumulator, [(anomaly_map, anomaly_map == 1.0)]).aupro == pytest.approx(expected)
 
 
 def test_good_images_count_as_background(accumulator):

@@ -1,6 +1,7 @@
 """From judged images, one by one, to an evaluation report.
 
-Any order of the images, and any split into parts that are merged afterwards, gives the same report.
+Any order of the images, and any split into parts that are merged afterwards, gives the same report: bit for bit with
+streamed pixel metrics, up to rounding with exact ones.
 """
 
 from collections import Counter

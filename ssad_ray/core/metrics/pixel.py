@@ -193,14 +193,12 @@ def _bins(anomaly_map: NDArray[np.float32]) -> NDArray[np.int32]:
 
 
 def _bin_floors(bins: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The lowest score of each bin."""
+    """The lowest score of each bin; of bins that lie between two float32 numbers, one of the two."""
     unpushed = np.where(bins < _ONE_BIN, bins, bins - _PUSHED_BINS) - _ZERO_BIN
     floors = _flip_negatives((unpushed << _DROPPED_BITS).astype(np.int32)).view(np.float32)
     is_mirrored = (bins >= _HALF_BIN) & (bins < _ONE_BIN)
     distance = (_ONE - (unpushed[is_mirrored] << _DROPPED_BITS)).astype(np.int32).view(np.float32)
-    floor = 1.0 - distance.astype(np.float64)
-    nearest = floor.astype(np.float32)
-    floors[is_mirrored] = np.where(nearest < floor, np.nextafter(nearest, np.float32(2.0)), nearest)
+    floors[is_mirrored] = np.float32(1.0) - distance
     return floors
 
 

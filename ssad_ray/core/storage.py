@@ -1,0 +1,150 @@
+"""The one place that opens addresses: local paths, `file://`, and whatever store pyarrow or fsspec knows.
+
+An address is a plain path or `scheme://authority/key`. Of a store's address everything after the authority is taken
+literally, so keys may hold spaces, `#`, `%` and any script; only `file://` addresses are percent-decoded.
+"""
+
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+import fsspec
+from pyarrow import ArrowException, fs
+
+from ssad_ray.errors import DataError, UnavailableError
+
+
+def absolute(uri: str | os.PathLike[str]) -> str:
+    """Return an address that means the same from every folder: an absolute path, or a `scheme://` address as it is."""
+    text = os.fspath(uri)
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme != "file":
+        return text
+    return str(Path("/" + unquote(rest.partition("/")[2]) if separator else text).absolute())
+
+
+def join(root_uri: str, relative: str) -> str:
+    """Return the address of a path inside a root; a path that is absolute or has a scheme stands for itself."""
+    if "://" in relative or relative.startswith("/"):
+        return relative
+    return f"{root_uri.rstrip('/')}/{relative}"
+
+
+def resolve(uri: str) -> tuple[fs.FileSystem, str]:
+    """Return the file system of an address and the path inside it.
+
+    Raises:
+        DataError: Neither pyarrow nor fsspec knows the scheme, or the scheme's package is not installed.
+        UnavailableError: The store does not answer.
+    """
+    text = absolute(uri)
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return fs.LocalFileSystem(), text
+    authority, _, key = rest.partition("/")
+    filesystem, root = _open_store(f"{scheme}://{authority}")
+    return filesystem, f"{root.rstrip('/')}/{key}"
+
+
+def exists(uri: str) -> bool:
+    """Return whether the address names a file or a folder."""
+    filesystem, path = resolve(uri)
+    return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
+
+
+def read_bytes(uri: str, max_bytes: int) -> bytes:
+    """Return a file's content; a larger file is refused before it is read.
+
+    Raises:
+        DataError: No such file, a folder, a file of more than `max_bytes`, or a file that cannot be read.
+    """
+    filesystem, path = resolve(uri)
+    try:
+        info = filesystem.get_file_info(path)
+        if info.type != fs.FileType.File:
+            raise DataError(f"{uri}: no such file ({info.type.name}); check the path and that this machine can see it")
+        if (info.size or 0) <= max_bytes:
+            with filesystem.open_input_stream(path, compression=None) as stream:
+                # One byte more than announced: a store may not know the size, and a file may grow meanwhile.
+                data: bytes = stream.read(1 + (info.size if info.size is not None else max_bytes))
+            if len(data) <= max_bytes:
+                return data
+    except (OSError, UnicodeError, ArrowException) as error:
+        raise DataError(f"{uri}: cannot be read ({error}); check the address and the permissions") from error
+    raise DataError(f"{uri}: {info.size} bytes; at most {max_bytes} are accepted here")
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a file and the folders above it; a local file appears whole or not at all.
+
+    Raises:
+        UnavailableError: The place cannot be written.
+    """
+    filesystem, path = resolve(uri)
+    is_local = isinstance(filesystem, fs.LocalFileSystem)
+    target = f"{path}.{os.getpid()}.partial" if is_local else path
+    try:
+        filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        with filesystem.open_output_stream(target, compression=None) as stream:
+            stream.write(data)
+        if is_local:
+            filesystem.move(target, path)
+    except (OSError, ArrowException) as error:
+        raise UnavailableError(f"{uri}: cannot be written ({error}); check the permissions and the space") from error
+
+
+def list_files(uri: str) -> dict[str, int]:
+    """Return the size in bytes of every file below a folder, by relative path, sorted.
+
+    Raises:
+        DataError: The folder does not exist or is a file.
+    """
+    filesystem, path = resolve(uri)
+    found = filesystem.get_file_info(path).type
+    if found != fs.FileType.Directory:
+        raise DataError(f"{uri}: a folder is needed here, found {found.name}; check the path")
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return dict(sorted(_walk(Path(path))))
+    prefix = path.strip("/") + "/"
+    infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+    files = ((info.path.lstrip("/").removeprefix(prefix), info.size or 0) for info in infos if info.is_file)
+    return dict(sorted(files))
+
+
+def _walk(root: Path) -> Iterator[tuple[str, int]]:
+    """Yield relative path and size of every file, entering each linked folder once."""
+    entered = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in entered:
+            subfolders.clear()
+            continue
+        entered.add(real)
+        for path in (Path(folder, name) for name in names):
+            if path.is_file():  # not so for a dangling link or a pipe
+                # A name that is not UTF-8 is shown escaped, and reading it then says that there is no such file.
+                name = path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
+                yield name, path.stat().st_size
+
+
+@functools.cache
+def _open_store(root: str) -> tuple[fs.FileSystem, str]:
+    """Return the file system of `scheme://authority` and the path of the authority inside it."""
+    try:
+        filesystem, path = fs.FileSystem.from_uri(root)
+    except (ArrowException, ValueError):
+        pass
+    except OSError as error:
+        raise UnavailableError(f"{root}: the store does not answer ({error}); check network and credentials") from error
+    else:
+        return filesystem, path
+    try:
+        handler, path = fsspec.core.url_to_fs(root)
+    except (ValueError, ImportError) as error:
+        raise DataError(
+            f"{root}: cannot be opened ({error}); accepted are local paths, file://, s3://, gs://, hdfs:// and the "
+            "schemes of fsspec whose package is installed"
+        ) from error
+    return fs.PyFileSystem(fs.FSSpecHandler(handler)), path

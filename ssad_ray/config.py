@@ -25,6 +25,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What is read and what is refused."""
 
+    category: str | None = Field(None, description="Which product, where a data set holds several.")
     max_image_bytes: int = Field(256 << 20, ge=1 << 10, le=4 << 30, description="Largest accepted file, bytes.")
     max_image_px: int = Field(200_000_000, ge=1, le=2_000_000_000, description="Largest accepted image, H x W pixels.")
     max_error_fraction: Fraction = Field(0.5, description="Above this share of unreadable images a run fails.")
@@ -40,6 +41,7 @@ class InputConfig(Section):
     )
     size_px: int = Field(128, ge=32, le=2048, description="Working size: side of a square of the frame's area, px.")
     scale: float | None = Field(None, gt=0.0, le=4.0, description="tile: image scale; None fits median image to size.")
+    frames_per_image: int = Field(8, ge=1, le=4096, description="tile: random training frames cut from an image.")
     overlap: float = Field(0.25, ge=0.0, le=0.75, description="tile: share of a tile's side shared with the next.")
 
 

@@ -10,13 +10,12 @@ from ssad_ray.core.calibration import p_value
 from ssad_ray.core.images import decode
 from ssad_ray.core.records import Sample, Verdict
 from ssad_ray.core.regions import to_defect_regions
-from ssad_ray.errors import DataError
 from ssad_ray.methods.artifact import Artifact
 
 
 def judge(
     artifact: Artifact, sample: Sample, data: bytes, limits: DataConfig, time: datetime
-) -> tuple[Verdict, NDArray[np.float32] | None]:
+) -> tuple[Verdict, NDArray[np.float32]]:
     """Decode, score and calibrate one image.
 
     Args:
@@ -27,15 +26,14 @@ def judge(
         time: Written into the provenance of the regions.
 
     Returns:
-        The verdict, and the anomaly map (H, W) float32. An image that cannot be read gives a verdict with `error`
-        and no map.
+        The verdict, and the anomaly map (H, W) float32.
+
+    Raises:
+        DataError: The bytes are not an image that is accepted.
     """
     calibration = artifact.calibration
     assert calibration is not None, "an artifact is calibrated before it judges"  # noqa: S101
-    try:
-        image = decode(data, limits.max_image_px)
-    except DataError as error:
-        return Verdict(sample.sample_id, sample.uri, 0, 0, None, None, None, error=error.detail), None
+    image = decode(data, limits.max_image_px)
     score, anomaly_map = artifact.score(image)
     is_anomalous = score > calibration.image_threshold
     regions = to_defect_regions(anomaly_map, calibration, sample.sample_id, artifact.name, time) if is_anomalous else ()

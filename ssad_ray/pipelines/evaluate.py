@@ -1,0 +1,76 @@
+"""An artifact against the ground truth of the test stage; for reports alone, nothing is chosen by it."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from ssad_ray.config import RunConfig
+from ssad_ray.core.images import decode_mask
+from ssad_ray.core.metrics.evaluation import Evaluation, JudgedImage
+from ssad_ray.core.records import EvaluationReport, Prediction, Sample
+from ssad_ray.core.storage import read_bytes
+from ssad_ray.datasets.manifest import ManifestRow
+from ssad_ray.errors import DataError
+from ssad_ray.labels.rows import SCHEMA, from_row, to_row
+from ssad_ray.methods.artifact import load_artifact
+from ssad_ray.methods.judging import judge
+from ssad_ray.pipelines.run import Announce, Run, write_json
+from ssad_ray.pipelines.stream import Job, Progress, Row, stream
+
+_SCHEMA = SCHEMA.append(pa.field("map", pa.binary()))
+
+
+def evaluate_on_test(run: Run, name: str, announce: Announce) -> None:
+    """Write the figures of an artifact on the test stage, unless they are there already."""
+    if run.evaluation_path(name).exists():
+        return
+    report = evaluate(run.model_path(name), run.rows("test"), run.config, announce(f"{name}: evaluate"))
+    write_json(run.evaluation_path(name), {"metrics": dict(report.metrics), "counts": dict(report.counts)})
+
+
+def evaluate(
+    artifact_path: Path, rows: Sequence[ManifestRow], config: RunConfig, progress: Progress | None = None
+) -> EvaluationReport:
+    """Judge images and compare with their ground truth.
+
+    The workers see images and artifact; ground truth is read here.
+    """
+    job = Job(MapMaker, (artifact_path, config), _SCHEMA, config.data.max_image_bytes)
+    evaluation = Evaluation()
+    for row, result in zip(rows, stream(job, rows, config.resources, progress), strict=True):
+        evaluation.update(_judged(row, result, config))
+    return evaluation.report()
+
+
+class MapMaker:
+    """The worker: judges an image, and keeps its anomaly map."""
+
+    def __init__(self, artifact_path: Path, config: RunConfig) -> None:
+        self.artifact, self.config = load_artifact(artifact_path), config
+
+    def work(self, sample: Sample, data: bytes) -> Row:
+        """Return verdict and map of an image."""
+        verdict, anomaly_map = judge(self.artifact, sample, data, self.config.data, datetime.now(UTC))
+        return {**to_row(verdict), "map": anomaly_map.tobytes()}
+
+    def refuse(self, sample: Sample, error: str) -> Row:
+        """Return a row without a map."""
+        return {"sample_id": sample.sample_id, "error": error}
+
+
+def _judged(row: ManifestRow, result: Row, config: RunConfig) -> JudgedImage:
+    if result["error"] is not None:
+        return JudgedImage(Prediction(row.sample_id, None, None, result["error"]), row.ground_truth)
+    verdict = from_row({name: value for name, value in result.items() if name != "map"})
+    anomaly_map = np.frombuffer(result["map"], np.float32).reshape(verdict.height, verdict.width)
+    mask = None
+    if row.mask_uri is not None:
+        try:
+            mask = decode_mask(read_bytes(row.mask_uri, config.data.max_image_bytes), verdict.height, verdict.width)
+        except DataError:
+            mask = None  # counted by the evaluation as a defective image without a mask
+    prediction = Prediction(row.sample_id, verdict.anomaly_score, anomaly_map)
+    return JudgedImage(prediction, row.ground_truth, verdict.regions, mask)

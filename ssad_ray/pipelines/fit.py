@@ -1,0 +1,139 @@
+"""Pretext task: good images -> a calibrated detector, cross-fitted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from ssad_ray import __version__
+from ssad_ray.config import RunConfig
+from ssad_ray.core.calibration import calibrate
+from ssad_ray.core.framing import FramePlan
+from ssad_ray.core.images import decode
+from ssad_ray.core.records import Calibration, Sample
+from ssad_ray.core.rng import generator
+from ssad_ray.datasets.manifest import ManifestRow
+from ssad_ray.datasets.splits import digest
+from ssad_ray.methods import load_method
+from ssad_ray.methods.artifact import Artifact, load_artifact, save_artifact
+from ssad_ray.methods.base import Method, State, TrainingFrames
+from ssad_ray.pipelines.folds import assign_folds
+from ssad_ray.pipelines.frames import GoodTargets, collect_frames, plan_frames
+from ssad_ray.pipelines.run import Announce, Run
+from ssad_ray.pipelines.stream import Job, Progress, Row, stream
+from ssad_ray.pipelines.training import Member, train_members
+
+_HELD_OUT_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("score", pa.float64()),
+        ("height", pa.int64()),
+        ("width", pa.int64()),
+        ("map", pa.binary()),
+        ("error", pa.string()),
+    ]
+)
+
+
+def fit(run: Run, name: str, method: str, announce: Announce) -> None:
+    """Fit a detector on the run's good images, unless it is there already.
+
+    Args:
+        run: Whose data and config.
+        name: Of the artifact.
+        method: A name of the table of detectors.
+        announce: Where progress is shown.
+    """
+    if run.model_path(name).exists():
+        return
+    rows = run.good_rows()
+    folds = assign_folds(rows, run.config.calibration.folds, run.config.seed)
+    plan = plan_frames(rows, run.config)
+    frames, ids = collect_frames(rows, plan, GoodTargets, run.config, announce(f"{name}: read good images"))
+    fold_of_frame = [folds[sample_id] for sample_id in ids]
+    members = [without_fold(frames, fold_of_frame, fold) for fold in range(run.config.calibration.folds)]
+    fit_members(run, name, method, plan, members, announce)
+
+
+def fit_members(
+    run: Run, name: str, method: str, plan: FramePlan, frames: Sequence[TrainingFrames], announce: Announce
+) -> None:
+    """Train one ensemble member per fold, calibrate on the good images that each did not see, and save."""
+    config = run.config
+    seeds = [int(generator(config.seed, "member", name, fold).integers(2**31)) for fold in range(len(frames))]
+    members = [Member(*each) for each in zip(frames, seeds, strict=True)]
+    work = run.work_path(name)
+    states = train_members(load_method(method), config, members, work, announce(f"{name}: train"))
+    rows = run.good_rows()
+    artifact = Artifact(
+        name=name,
+        method=method,
+        plan=plan,
+        members=tuple(_fitted(method, config, state) for state in states),
+        calibration=None,
+        config=config,
+        card={
+            "ssad_ray": __version__,
+            "seed": config.seed,
+            "num_good_images": len(rows),
+            "num_frames": [len(each.images_NHWC) for each in frames],
+            "data_digest": digest(row.sample_id for row in rows),
+        },
+    )
+    draft_path = work / "uncalibrated"
+    if not draft_path.exists():
+        save_artifact(artifact, draft_path)
+    calibration = calibrate_held_out(draft_path, rows, config, announce(f"{name}: calibrate"))
+    save_artifact(replace(artifact, calibration=calibration), run.model_path(name))
+
+
+def calibrate_held_out(
+    artifact_path: Path, rows: Sequence[ManifestRow], config: RunConfig, progress: Progress
+) -> Calibration:
+    """Learn thresholds from good images, each scored by the member that did not see it."""
+    folds = assign_folds(rows, config.calibration.folds, config.seed)
+    job = Job(HeldOutScorer, (artifact_path, folds, config), _HELD_OUT_SCHEMA, config.data.max_image_bytes)
+    results = [row for row in stream(job, rows, config.resources, progress) if row["error"] is None]
+    maps = (np.frombuffer(row["map"], np.float32).reshape(row["height"], row["width"]) for row in results)
+    options = config.calibration
+    return calibrate(
+        [row["score"] for row in results],
+        maps,
+        options.false_alarm_level,
+        options.pixel_fpr_high,
+        options.pixel_fpr_low,
+    )
+
+
+class HeldOutScorer:
+    """The worker: scores a good image with the member that did not see it."""
+
+    def __init__(self, artifact_path: Path, folds: Mapping[str, int], config: RunConfig) -> None:
+        self.artifact, self.folds, self.config = load_artifact(artifact_path), folds, config
+
+    def work(self, sample: Sample, data: bytes) -> Row:
+        """Return the score and the map of one image."""
+        image = decode(data, self.config.data.max_image_px)
+        score, anomaly_map = self.artifact.score(image, members=[self.folds[sample.sample_id]])
+        shape = {"height": image.shape[0], "width": image.shape[1]}
+        return {"sample_id": sample.sample_id, "score": score, **shape, "map": anomaly_map.tobytes()}
+
+    def refuse(self, sample: Sample, error: str) -> Row:
+        """Return a row without a map."""
+        return {"sample_id": sample.sample_id, "error": error}
+
+
+def without_fold(frames: TrainingFrames, fold_of_frame: Sequence[int], fold: int) -> TrainingFrames:
+    """Leave the frames of one fold out."""
+    kept = np.asarray(fold_of_frame) != fold
+    return TrainingFrames(
+        frames.images_NHWC[kept], frames.targets_NHW[kept], frames.weights_NHW[kept], frames.is_good_N[kept]
+    )
+
+
+def _fitted(method: str, config: RunConfig, state: State) -> Method:
+    fitted = load_method(method).from_config(config)
+    fitted.load_state(state)
+    return fitted

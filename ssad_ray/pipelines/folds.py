@@ -1,0 +1,23 @@
+"""Cross-fitting folds: every ensemble member is fitted without the good images of one fold."""
+
+from collections.abc import Sequence
+
+from ssad_ray.core.rng import generator
+from ssad_ray.datasets.manifest import ManifestRow
+from ssad_ray.errors import DataError
+
+
+def assign_folds(rows: Sequence[ManifestRow], num_folds: int, seed: int) -> dict[str, int]:
+    """Return the fold of every good image by sample_id: seeded, of nearly equal size, groups kept together.
+
+    Raises:
+        DataError: There are fewer groups of good images than folds.
+    """
+    groups = sorted({row.group for row in rows}, key=lambda group: generator(seed, "fold", group).random())
+    if len(groups) < num_folds:
+        raise DataError(
+            f"{len(groups)} independent good images cannot be cut into {num_folds} folds; add good images, or lower "
+            "calibration.folds"
+        )
+    fold_of_group = {group: index % num_folds for index, group in enumerate(groups)}
+    return {row.sample_id: fold_of_group[row.group] for row in rows}

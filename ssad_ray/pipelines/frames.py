@@ -1,0 +1,143 @@
+"""Training frames from images: read, decoded, labelled and cut inside the workers; only small frames travel."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ssad_ray.config import RunConfig
+from ssad_ray.core.framing import FramePlan, make_plan, random_frame
+from ssad_ray.core.images import decode, decode_mask
+from ssad_ray.core.records import GOOD, GroundTruth, Sample, Verdict
+from ssad_ray.core.regions import training_target
+from ssad_ray.core.rng import generator
+from ssad_ray.core.storage import read_bytes
+from ssad_ray.datasets.manifest import ManifestRow
+from ssad_ray.errors import DataError
+from ssad_ray.methods.artifact import load_artifact
+from ssad_ray.methods.base import TrainingFrames
+from ssad_ray.pipelines.stream import Job, Progress, Row, stream
+
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("images", pa.binary()),
+        ("targets", pa.binary()),
+        ("weights", pa.binary()),
+        ("error", pa.string()),
+    ]
+)
+_PLANES = ("images", "targets", "weights")
+
+_PLAN_IMAGES = 16
+
+Plane = NDArray[np.float32]
+Targets = Callable[[Sample, NDArray[np.uint8]], tuple[Plane, Plane]]
+MakeTargets = Callable[[], Targets]
+
+
+def plan_frames(rows: Sequence[ManifestRow], config: RunConfig) -> FramePlan:
+    """Choose how images become frames, from the first few good images."""
+    limits = config.data
+    images = [decode(read_bytes(row.uri, limits.max_image_bytes), limits.max_image_px) for row in rows[:_PLAN_IMAGES]]
+    if not images:
+        raise DataError("there is no readable good image to learn from; put good images into the train stage")
+    return make_plan(images, config.input)
+
+
+@dataclass(frozen=True, slots=True)
+class GoodTargets:
+    """Every pixel of a good image is surely normal."""
+
+    def __call__(self, sample: Sample, image: NDArray[np.uint8]) -> tuple[Plane, Plane]:  # noqa: ARG002
+        """Return targets and weights, both (H, W)."""
+        return np.zeros(image.shape[:2], np.float32), np.ones(image.shape[:2], np.float32)
+
+
+class AutomaticTargets:
+    """Targets from a label version; how far each pixel can be trusted comes from the map of the model that made it."""
+
+    def __init__(self, artifact_path: Path, verdicts: Mapping[str, Verdict]) -> None:
+        self.artifact = load_artifact(artifact_path)
+        self.verdicts = verdicts
+
+    def __call__(self, sample: Sample, image: NDArray[np.uint8]) -> tuple[Plane, Plane]:
+        """Return targets and weights, both (H, W)."""
+        assert self.artifact.calibration is not None  # noqa: S101
+        _, anomaly_map = self.artifact.score(image)
+        return training_target(anomaly_map, self.verdicts[sample.sample_id], self.artifact.calibration)
+
+
+@dataclass(frozen=True, slots=True)
+class TrueTargets:
+    """Targets from ground truth: what hand labels would give. For yardsticks alone."""
+
+    truths: Mapping[str, GroundTruth]
+    max_image_bytes: int
+
+    def __call__(self, sample: Sample, image: NDArray[np.uint8]) -> tuple[Plane, Plane]:
+        """Return targets and weights, both (H, W); an image of unknown truth has no weight."""
+        shape = image.shape[:2]
+        truth = self.truths[sample.sample_id]
+        if truth.mask_uri is not None:
+            mask = decode_mask(read_bytes(truth.mask_uri, self.max_image_bytes), *shape)
+            return mask.astype(np.float32), np.ones(shape, np.float32)
+        return np.zeros(shape, np.float32), np.full(shape, truth.defect_type == GOOD, np.float32)
+
+
+class FrameCutter:
+    """The worker: decodes an image, asks for its targets, cuts frames."""
+
+    def __init__(self, plan: FramePlan, config: RunConfig, make_targets: MakeTargets) -> None:
+        self.plan, self.config, self.targets = plan, config, make_targets()
+
+    def work(self, sample: Sample, data: bytes) -> Row:
+        """Return the frames of one image: one of the whole image, or several random tiles."""
+        image = decode(data, self.config.data.max_image_px)
+        planes = [image, *self.targets(sample, image)]
+        count = 1 if self.plan.mode == "resize" else self.config.input.frames_per_image
+        rng = generator(self.config.seed, "frames", sample.sample_id)
+        frames = [random_frame(planes, self.plan, rng) for _ in range(count)]
+        cut = {name: np.stack(each).tobytes() for name, each in zip(_PLANES, zip(*frames, strict=True), strict=True)}
+        return {"sample_id": sample.sample_id, **cut, "error": None}
+
+    def refuse(self, sample: Sample, error: str) -> Row:
+        """Return a row without frames."""
+        return {"sample_id": sample.sample_id, **dict.fromkeys(_PLANES, b""), "error": error}
+
+
+def collect_frames(
+    rows: Sequence[ManifestRow],
+    plan: FramePlan,
+    make_targets: MakeTargets,
+    config: RunConfig,
+    progress: Progress | None = None,
+) -> tuple[TrainingFrames, list[str]]:
+    """Cut training frames out of images; images that cannot be read give none.
+
+    Args:
+        rows: The images.
+        plan: How images become frames.
+        make_targets: Called once per worker; what it returns gives an image's targets and weights.
+        config: The resolved config.
+        progress: Called with (images done, images in all).
+
+    Returns:
+        The frames, good ones where `make_targets` is `GoodTargets`, and the sample_id that each was cut from.
+    """
+    job = Job(FrameCutter, (plan, config, make_targets), SCHEMA, config.data.max_image_bytes)
+    parts = [row for row in stream(job, rows, config.resources, progress) if row["error"] is None]
+    images, targets, weights = (b"".join(part[name] for part in parts) for name in _PLANES)
+    shape = (-1, plan.height, plan.width)
+    images_NHWC = np.frombuffer(images, np.uint8).reshape(*shape, 3)
+    frames = TrainingFrames(
+        images_NHWC,
+        np.frombuffer(targets, np.float32).reshape(shape),
+        np.frombuffer(weights, np.float32).reshape(shape),
+        np.full(len(images_NHWC), make_targets is GoodTargets),
+    )
+    frames_per_image = len(images_NHWC) // max(1, len(parts))
+    return frames, [part["sample_id"] for part in parts for _ in range(frames_per_image)]

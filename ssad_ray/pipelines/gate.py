@@ -1,0 +1,198 @@
+"""Challenger against champion, judged without ground truth.
+
+Two questions, both asked of good images that the answering ensemble member never saw: how often does it raise a
+false alarm, and does it find defects planted by families that no training uses? Champion and challenger judge the
+very same plants. `decide` is a pure function of the figures.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy import stats
+
+from ssad_ray.config import RunConfig
+from ssad_ray.core.calibration import conformal_threshold
+from ssad_ray.core.framing import to_frames
+from ssad_ray.core.images import decode
+from ssad_ray.core.metrics.intervals import binomial_interval
+from ssad_ray.core.metrics.ranking import rank_scores
+from ssad_ray.core.records import Sample
+from ssad_ray.core.rng import generator
+from ssad_ray.core.synthesis.families import plant
+from ssad_ray.datasets.manifest import ManifestRow
+from ssad_ray.methods.artifact import load_artifact
+from ssad_ray.methods.batches import HELD_OUT_FAMILIES, body
+from ssad_ray.pipelines.folds import assign_folds
+from ssad_ray.pipelines.run import Announce, Run, read_json, write_json
+from ssad_ray.pipelines.stream import Job, Progress, Row, stream
+
+_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("score", pa.float64()),
+        ("planted_scores", pa.list_(pa.float64())),
+        ("planted_precisions", pa.list_(pa.float64())),
+        ("error", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GateFigures:
+    """What a model does on good images, as they are and with planted defects.
+
+    Attributes:
+        num_good: Good images judged as they are.
+        false_alarms: How many of them were judged anomalous, with a threshold from the other folds.
+        false_alarm_bound: Upper bound of the false-alarm rate, exact binomial.
+        is_found: Per plant, whether its image was judged anomalous.
+        precisions: Per plant, pixel-level average precision of the map against the plant.
+    """
+
+    num_good: int
+    false_alarms: int
+    false_alarm_bound: float
+    is_found: tuple[bool, ...]
+    precisions: tuple[float, ...]
+
+    @property
+    def recall(self) -> float:
+        """Share of plants that were found."""
+        return float(np.mean(self.is_found))
+
+    @property
+    def precision(self) -> float:
+        """Mean pixel-level average precision of the plants."""
+        return float(np.mean(self.precisions))
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether the challenger goes into service, and why."""
+
+    is_promoted: bool
+    reason: str
+
+
+def run_gate(run: Run, challenger: str, announce: Announce) -> Decision:
+    """Judge a challenger against the champion and promote it if it is better; the outcome is kept and not redone."""
+    path = run.path / "gates" / f"{challenger}.json"
+    if path.exists():
+        stored = read_json(path)["decision"]
+        decision = Decision(stored["is_promoted"], stored["reason"])
+        champion = read_json(path)["champion"]["name"]
+    else:
+        champion = run.champion
+        old, new = (
+            measure(run.model_path(name), run.good_rows(), run.config, announce(f"{name}: gate"))
+            for name in (champion, challenger)
+        )
+        decision = decide(old, new, run.config.gate.confidence)
+        figures = {"champion": _described(champion, old), "challenger": _described(challenger, new)}
+        write_json(path, {"decision": asdict(decision), **figures})
+    if decision.is_promoted:
+        run.promote(challenger)
+    return decision
+
+
+def decide(champion: GateFigures, challenger: GateFigures, confidence: float) -> Decision:
+    """Promote a challenger that is better somewhere and worse nowhere.
+
+    Worse: its false alarms are more than chance explains at the champion's rate bound, or it misses plants that the
+    champion finds more often than the other way round (exact McNemar test). Better: its maps have the higher mean
+    precision on the plants, or it finds significantly more of them, or it raises fewer false alarms.
+    """
+    alarm_floor, _ = binomial_interval(challenger.false_alarms, challenger.num_good, confidence)
+    if alarm_floor > champion.false_alarm_bound:
+        return Decision(
+            False,
+            f"refused: {challenger.false_alarms} false alarms on {challenger.num_good} good images, the champion has "
+            f"{champion.false_alarms}",
+        )
+    pairs = list(zip(champion.is_found, challenger.is_found, strict=True))
+    lost, gained = pairs.count((True, False)), pairs.count((False, True))
+    if lost > gained and stats.binomtest(lost, lost + gained, alternative="greater").pvalue < 1.0 - confidence:
+        return Decision(False, f"refused: misses {lost} planted defects that the champion finds, finds {gained} it misses")
+    facts = (
+        f"planted defects found {challenger.recall:.3f} (champion {champion.recall:.3f}), their precision "
+        f"{challenger.precision:.3f} ({champion.precision:.3f}), false alarms {challenger.false_alarms} "
+        f"({champion.false_alarms}) of {challenger.num_good}"
+    )
+    gains = gained > lost and stats.binomtest(gained, lost + gained, alternative="greater").pvalue < 1.0 - confidence
+    if challenger.precision > champion.precision or gains or challenger.false_alarms < champion.false_alarms:
+        return Decision(True, f"promoted: {facts}")
+    return Decision(False, f"refused, no better: {facts}")
+
+
+def measure(
+    artifact_path: Path, rows: Sequence[ManifestRow], config: RunConfig, progress: Progress | None = None
+) -> GateFigures:
+    """Judge good images, as they are and with planted defects, each by the member that did not see it."""
+    folds = assign_folds(rows, config.calibration.folds, config.seed)
+    job = Job(PlantedJudge, (artifact_path, folds, config, len(rows)), _SCHEMA, config.data.max_image_bytes)
+    results = [row for row in stream(job, rows, config.resources, progress) if row["error"] is None]
+    scores = np.array([row["score"] for row in results])
+    fold = np.array([folds[row["sample_id"]] for row in results])
+    thresholds = _thresholds(scores, fold, config.calibration.false_alarm_level)
+    alarms = int(np.count_nonzero(scores > thresholds))
+    found = [score > at for row, at in zip(results, thresholds, strict=True) for score in row["planted_scores"]]
+    _, bound = binomial_interval(alarms, len(results), config.gate.confidence)
+    precisions = [precision for row in results for precision in row["planted_precisions"]]
+    return GateFigures(len(results), alarms, bound, tuple(bool(each) for each in found), tuple(precisions))
+
+
+class PlantedJudge:
+    """The worker: scores a good image as it is and with planted defects, by the member that did not see it."""
+
+    def __init__(self, artifact_path: Path, folds: Mapping[str, int], config: RunConfig, num_images: int) -> None:
+        self.artifact, self.folds, self.config = load_artifact(artifact_path), folds, config
+        self.num_plants = -(-config.gate.num_planted // num_images)
+
+    def work(self, sample: Sample, data: bytes) -> Row:
+        """Return the clean score, and score and precision of every plant."""
+        image = decode(data, self.config.data.max_image_px)
+        fold = self.folds[sample.sample_id]
+        score, _ = self.artifact.score(image, members=[fold])
+        frames = to_frames(image, self.artifact.plan)
+        plants = [self._plant(frames, sample.sample_id, index) for index in range(self.num_plants)]
+        scores, maps = self.artifact.members[fold].score(np.stack([frame for frame, _ in plants]))
+        rankings = [rank_scores(m.ravel(), mask.ravel()) for m, (_, mask) in zip(maps, plants, strict=True)]
+        return {
+            "sample_id": sample.sample_id,
+            "score": score,
+            "planted_scores": scores.astype(float).tolist(),
+            "planted_precisions": [ranking.average_precision if ranking else 0.0 for ranking in rankings],
+        }
+
+    def refuse(self, sample: Sample, error: str) -> Row:
+        """Return a row without figures."""
+        return {"sample_id": sample.sample_id, "error": error}
+
+    def _plant(
+        self, frames: NDArray[np.uint8], sample_id: str, index: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        rng = generator(self.config.seed, "gate", sample_id, index)
+        planted, mask = plant(frames[int(rng.integers(len(frames)))], rng, HELD_OUT_FAMILIES)
+        return planted, body(mask)
+
+
+def _thresholds(scores: NDArray[np.float64], fold: NDArray[np.int64], level: float) -> NDArray[np.float64]:
+    """Return for every image the threshold learnt from the images of all other folds."""
+    of_fold = {each: conformal_threshold(scores[fold != each].tolist(), level)[0] for each in np.unique(fold)}
+    return np.array([of_fold[each] for each in fold])
+
+
+def _described(name: str, figures: GateFigures) -> dict[str, object]:
+    return {
+        "name": name,
+        "num_good": figures.num_good,
+        "false_alarms": figures.false_alarms,
+        "false_alarm_bound": figures.false_alarm_bound,
+        "num_planted": len(figures.is_found),
+        "planted_recall": figures.recall,
+        "planted_precision": figures.precision,
+    }

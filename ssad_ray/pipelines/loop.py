@@ -1,0 +1,51 @@
+"""All of it: good images -> detector -> automatic labels -> segmenter -> gate -> champion, and again.
+
+    round 1   the detector labels the online stage, a segmenter learns from it, the gate decides
+    round r   the champion of the round before labels the online stage anew
+"""
+
+from pathlib import Path
+
+from ssad_ray.pipelines.evaluate import evaluate_on_test
+from ssad_ray.pipelines.fit import fit
+from ssad_ray.pipelines.gate import run_gate
+from ssad_ray.pipelines.label import label_online
+from ssad_ray.pipelines.report import Models, write_report
+from ssad_ray.pipelines.run import Announce, Run
+from ssad_ray.pipelines.train import train_on_labels, train_on_truth
+
+FLOOR = "pixel_reference"
+YARDSTICK = "unet-true-labels"
+
+
+def run_loop(run: Run, announce: Announce, *, with_yardstick: bool = False) -> Path:
+    """Turn the loop `config.rounds` times and write the report; what is done already is not done again.
+
+    Args:
+        run: With its data prepared.
+        announce: Where progress is shown.
+        with_yardstick: Also train the segmenter on the true masks of the online stage, for comparison.
+
+    Returns:
+        Where report.html is.
+    """
+    detector = f"{run.config.detector.name}-1"
+    fit(run, FLOOR, FLOOR, announce)
+    fit(run, detector, run.config.detector.name, announce)
+    if not run.champion_path.exists():
+        run.promote(detector)
+    segmenters = []
+    labeller = detector
+    for number in range(1, run.config.rounds + 1):
+        segmenter = f"unet-{number}"
+        version = label_online(run, labeller, announce)
+        train_on_labels(run, segmenter, version, labeller, announce)
+        decision = run_gate(run, segmenter, announce)
+        segmenters.append(segmenter)
+        labeller = segmenter if decision.is_promoted else labeller
+    if with_yardstick:
+        train_on_truth(run, YARDSTICK, detector, announce)
+    models = Models(FLOOR, detector, tuple(segmenters), YARDSTICK if with_yardstick else None)
+    for name in models.names:
+        evaluate_on_test(run, name, announce)
+    return write_report(run, models, announce)

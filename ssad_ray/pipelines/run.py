@@ -1,0 +1,157 @@
+"""A run folder: what lies where, and which stages are done.
+
+    RUN/config.yaml                resolved config
+    RUN/manifest.parquet           every image, as catalogued
+    RUN/split.json                 which image belongs to which stage
+    RUN/models/<name>/             artifacts; RUN/models/champion names one
+    RUN/labels/<version>/          label versions
+    RUN/evaluation/<name>.json     figures of one artifact on the test stage
+    RUN/work/                      checkpoints of stages that are not finished
+
+A stage is done when its result is there; results appear whole or not at all. Running a verb again therefore goes on
+where it was killed, and repeats nothing.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssad_ray.config import RunConfig, dump_config, validate_config
+from ssad_ray.core.records import Stage
+from ssad_ray.datasets.manifest import ManifestRow, read_manifest
+from ssad_ray.datasets.splits import load_split
+from ssad_ray.errors import ArtifactError, ConfigError, DataError
+from ssad_ray.methods.artifact import Artifact, load_artifact
+
+Announce = Callable[[str], Callable[..., None]]
+"""Called with the title of a piece of work; what it returns is called with (done, total, …) as the work goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run folder and the config it belongs to."""
+
+    path: Path
+    config: RunConfig
+
+    @property
+    def manifest_path(self) -> Path:
+        """Where the catalogue is."""
+        return self.path / "manifest.parquet"
+
+    @property
+    def split_path(self) -> Path:
+        """Where the split is."""
+        return self.path / "split.json"
+
+    @property
+    def labels_path(self) -> Path:
+        """Where label versions are."""
+        return self.path / "labels"
+
+    @property
+    def report_path(self) -> Path:
+        """Where the figures are."""
+        return self.path / "report.json"
+
+    def model_path(self, name: str) -> Path:
+        """Where the artifact of a name is, or will be."""
+        return self.path / "models" / name
+
+    def work_path(self, name: str) -> Path:
+        """Where an unfinished stage keeps its checkpoints."""
+        return self.path / "work" / name
+
+    def evaluation_path(self, name: str) -> Path:
+        """Where the figures of an artifact are."""
+        return self.path / "evaluation" / f"{name}.json"
+
+    def artifact(self, name: str) -> Artifact:
+        """Load an artifact of this run."""
+        return load_artifact(self.model_path(name))
+
+    @property
+    def champion(self) -> str:
+        """Name of the artifact in service."""
+        path = self.path / "models" / "champion"
+        if not path.exists():
+            raise ArtifactError(
+                f"{self.path} has no champion yet; run `ssad fit` or `ssad loop` with --out {self.path}"
+            )
+        return path.read_text(encoding="utf-8").strip()
+
+    def promote(self, name: str) -> None:
+        """Put an artifact into service."""
+        write_text(self.path / "models" / "champion", name + "\n")
+
+    def rows(self, stage: Stage) -> list[ManifestRow]:
+        """Return the rows of a stage in the order of their ids, quarantined ones included.
+
+        Raises:
+            DataError: The run has no data yet.
+        """
+        if not self.split_path.exists():
+            raise DataError(f"{self.path} has no data yet; name it with --data")
+        rows = read_manifest(str(self.manifest_path))
+        stages = load_split(str(self.split_path), rows)
+        return [row for row in rows if stages[row.sample_id] == stage]
+
+    def good_rows(self) -> list[ManifestRow]:
+        """Return the readable anomaly-free images to learn from."""
+        return [row for row in self.rows("train") if row.error is None]
+
+
+def open_run(path: Path, config: RunConfig) -> Run:
+    """Create a run folder, or go on with one made with the same config.
+
+    Raises:
+        ConfigError: The folder belongs to another config; only `resources` and `rounds` may differ.
+    """
+    config_path = path / "config.yaml"
+    if config_path.exists():
+        before = validate_config(yaml.safe_load(config_path.read_text(encoding="utf-8")))
+        changed = _changed(_identity(before), _identity(config))
+        if changed:
+            raise ConfigError(
+                f"{path} was made with another config; different are {', '.join(changed)}. Go on with the old one, or "
+                "name another --out"
+            )
+    write_text(config_path, dump_config(config))
+    return Run(path, config)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old content or the new, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON the same way."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude={"resources", "rounds"})
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    changed = []
+    for name, value in after.items():
+        if isinstance(value, Mapping):
+            changed += _changed(before[name], value, f"{prefix}{name}.")
+        elif before[name] != value:
+            changed.append(f"{prefix}{name} ({before[name]!r}, now {value!r})")
+    return changed

@@ -1,0 +1,62 @@
+"""Downstream task: automatic labels, good images and planted defects -> a calibrated segmenter."""
+
+from functools import partial
+
+import numpy as np
+
+from ssad_ray.labels.versions import read_labels
+from ssad_ray.methods.base import TrainingFrames
+from ssad_ray.pipelines.fit import fit_members, without_fold
+from ssad_ray.pipelines.folds import assign_folds
+from ssad_ray.pipelines.frames import AutomaticTargets, GoodTargets, MakeTargets, TrueTargets, collect_frames
+from ssad_ray.pipelines.run import Announce, Run
+
+SEGMENTER = "unet"
+
+
+def train_on_labels(run: Run, name: str, label_version: str, labeller: str, announce: Announce) -> None:
+    """Train a segmenter on a label version of the online stage, unless it is there already.
+
+    Args:
+        run: Whose data, labels and config.
+        name: Of the segmenter.
+        label_version: What it learns from.
+        labeller: Name of the artifact that made the version; its frames and maps are used.
+        announce: Where progress is shown.
+    """
+    if run.model_path(name).exists():
+        return
+    verdicts = {verdict.sample_id: verdict for verdict in read_labels(str(run.labels_path), label_version)}
+    make_targets = partial(AutomaticTargets, run.model_path(labeller), verdicts)
+    _train(run, name, labeller, make_targets, announce)
+
+
+def train_on_truth(run: Run, name: str, labeller: str, announce: Announce) -> None:
+    """Train the same segmenter on the true masks of the online stage: the yardstick that hand labels would set."""
+    if run.model_path(name).exists():
+        return
+    truths = {row.sample_id: row.ground_truth for row in run.rows("online")}
+    _train(run, name, labeller, partial(TrueTargets, truths, run.config.data.max_image_bytes), announce)
+
+
+def _train(run: Run, name: str, labeller: str, make_targets: MakeTargets, announce: Announce) -> None:
+    config, plan = run.config, run.artifact(labeller).plan
+    good_rows = run.good_rows()
+    good, ids = collect_frames(good_rows, plan, GoodTargets, config, announce(f"{name}: read good images"))
+    online = [row for row in run.rows("online") if row.error is None]
+    labelled, _ = collect_frames(online, plan, make_targets, config, announce(f"{name}: read labelled images"))
+    folds = assign_folds(good_rows, config.calibration.folds, config.seed)
+    fold_of_frame = [folds[sample_id] for sample_id in ids]
+    members = [
+        _joined(without_fold(good, fold_of_frame, fold), labelled) for fold in range(config.calibration.folds)
+    ]
+    fit_members(run, name, SEGMENTER, plan, members, announce)
+
+
+def _joined(good: TrainingFrames, labelled: TrainingFrames) -> TrainingFrames:
+    return TrainingFrames(
+        np.concatenate([good.images_NHWC, labelled.images_NHWC]),
+        np.concatenate([good.targets_NHW, labelled.targets_NHW]),
+        np.concatenate([good.weights_NHW, labelled.weights_NHW]),
+        np.concatenate([good.is_good_N, labelled.is_good_N]),
+    )

@@ -1,0 +1,173 @@
+"""The one place that starts Ray or joins a cluster, and that digs our own errors out of Ray's."""
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray._private import ray_constants
+from ray._private.utils import get_num_cpus
+from ray.data import DataContext
+from ray.exceptions import RayError
+
+from ssad_ray.config import ResourcesConfig
+from ssad_ray.errors import InspectionError, UnavailableError
+
+SPARE_CPUS = 2
+"""Logical CPUs that actor pools leave free. Ray Data waits forever, without a word, when a pool takes all CPUs and
+a read task or the filter of a resumed run finds none."""
+
+
+@contextmanager
+def session(resources: ResourcesConfig, address: str | None = None, *, dashboard: bool = False) -> Iterator[None]:
+    """Give the body a Ray to run on.
+
+    Where this process has Ray already, it is used as it is and left alone.
+
+    Args:
+        resources: How many workers will be asked for, and the size of the object store.
+        address: None starts a private cluster on this machine that nobody else can reach and that ends with the
+            body. `auto`, `host:port` or `ray://host:port` joins a running cluster, which is left as it was.
+        dashboard: Whether a private cluster gets Ray's dashboard on 127.0.0.1; Ray Train asks it for states.
+
+    Raises:
+        UnavailableError: Ray does not start, or no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    with _quiet(), _private(resources, dashboard) if address is None else _joined(address):
+        yield
+
+
+def unwrap(error: BaseException) -> InspectionError | None:
+    """Return our own error that Ray wrapped once or several times, if there is one."""
+    pending, seen = [error], set()
+    while pending:
+        current = pending.pop()
+        # An error that Ray copied into a class of its own has our type but not our message.
+        if isinstance(current, InspectionError) and not isinstance(current, RayError):
+            return current
+        seen.add(id(current))
+        failures = getattr(current, "worker_failures", {}).values()
+        inner = (current.__context__, current.__cause__, getattr(current, "cause", None), *failures)
+        pending += [each for each in inner if isinstance(each, BaseException) and id(each) not in seen]
+    return None
+
+
+@contextmanager
+def our_errors() -> Iterator[None]:
+    """Raise the package's own error in place of Ray's that holds it."""
+    try:
+        yield
+    except Exception as error:
+        found = unwrap(error)
+        if found is None or found is error:
+            raise
+        raise found from error
+
+
+@contextmanager
+def _private(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]:
+    # Short, because socket paths below it may have 107 characters; own, because Ray never cleans its folder.
+    temp_dir = tempfile.mkdtemp(prefix="ssad-", dir="/tmp" if os.name == "posix" else None)  # noqa: S108
+    asked = max(resources.train_workers, resources.score_workers or 0) * resources.threads_per_worker
+    num_cpus = max(int(get_num_cpus(override_docker_cpu_warning=True)), asked, 2) + SPARE_CPUS
+    try:
+        with _loopback_only():
+            try:
+                with _stderr_to_null():
+                    ray.init(
+                        address="local",  # None would attach to whatever RAY_ADDRESS or an older session names
+                        num_cpus=num_cpus,
+                        object_store_memory=resources.object_store_bytes,
+                        include_dashboard=dashboard,
+                        logging_level=logging.ERROR,
+                        log_to_driver=False,
+                        _temp_dir=temp_dir,
+                    )
+            except (RuntimeError, ValueError, OSError, RayError) as error:
+                raise UnavailableError(
+                    f"Ray did not start on this machine: {error}\nIt needs about 1 GiB of memory, space in {temp_dir} "
+                    "and in /dev/shm; set resources.score_workers=0 and resources.train_workers=0 to do without Ray"
+                ) from error
+            yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[None]:
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (RuntimeError, ValueError, OSError, RayError) as error:
+        raise UnavailableError(
+            f"no Ray cluster answers at {address!r}: {error}\nAccepted are auto, host:port and ray://host:port of a "
+            "running cluster with the same Ray and Python; where it asks for a token set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Have every process of a private cluster listen on 127.0.0.1 only, and ask for a token there."""
+    # Ray reads two of the variables when it is first imported, hence also the constants of this process.
+    variables = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_BACKEND_LOG_LEVEL": "fatal",  # at `error` every pool of actors prints a harmless warning
+    }
+    before = {name: os.environ.get(name) for name in variables}
+    constants = ray_constants.ENABLE_RAY_CLUSTER, ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
+    os.environ.update(variables)
+    # With a token at hand Ray writes none into the home folder. It keeps the first one for the life of the process.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray_constants.ENABLE_RAY_CLUSTER = ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER, ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = constants
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _stderr_to_null() -> Iterator[None]:
+    """Hide the line in which Ray's native part tells its log level; what fails is raised, not printed."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray Data's logs and progress bars off the terminal; have it raise a worker's error as it was."""
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True
+    logger.setLevel(logging.ERROR)
+    try:
+        with DataContext.current(context):
+            yield
+    finally:
+        logger.setLevel(level)

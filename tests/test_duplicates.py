@@ -36,7 +36,9 @@ def jpeg(image, quality):
 )
 def test_a_changed_copy_is_found_and_nothing_else(copy):
     originals = [carpet() for _ in range(12)]
-    assert near_duplicates(np.stack([thumbnail(image) for image in [*originals, copy(originals[3])]])) == [(3, 12)]
+    assert near_duplicates(np.stack([thumbnail(image) for image in [*originals, copy(originals[3])]])).tolist() == [
+        [3, 12]
+    ]
 
 
 @pytest.mark.parametrize("background", ["same part", "featureless", "uneven light"])
@@ -48,13 +50,13 @@ def test_products_whose_good_parts_all_look_the_same_are_not_one_group(backgroun
         "uneven light": 150 - 50 * (x * x + y * y),
     }[background]
     photos = [np.clip(clean[:, :, None] + rng.normal(0, 3, (HEIGHT, WIDTH, 3)), 0, 255) for _ in range(30)]
-    assert near_duplicates(np.stack([thumbnail(photo.astype(np.uint8)) for photo in photos])) == []
+    assert near_duplicates(np.stack([thumbnail(photo.astype(np.uint8)) for photo in photos])).size == 0
 
 
 def test_one_image_and_constant_images_are_no_duplicates_by_likeness():
     black = thumbnail(np.zeros((9, 13, 3), np.uint8))
-    assert near_duplicates(np.stack([black])) == []
-    assert near_duplicates(np.stack([black, black])) == []
+    assert near_duplicates(np.stack([black])).size == 0
+    assert near_duplicates(np.stack([black, black])).size == 0
 
 
 def test_more_images_than_one_block_are_all_compared(monkeypatch):
@@ -62,7 +64,7 @@ def test_more_images_than_one_block_are_all_compared(monkeypatch):
     prints = rng.normal(0, 20, (23, 256)).astype(np.float32)
     prints[22] = prints[0] + 0.1
     prints[17] = prints[16] + 0.1
-    assert sorted(near_duplicates(prints)) == [(0, 22), (16, 17)]
+    assert near_duplicates(prints).tolist() == [[0, 22], [16, 17]]
 
 
 def row(name, sha256, group=None, category="nut"):

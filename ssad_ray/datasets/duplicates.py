@@ -13,7 +13,7 @@ such products, and in categories of two images, only equal bytes count.
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 
 import cv2
@@ -44,16 +44,17 @@ def group_duplicates(
 
     A joined group takes the name of its first row.
     """
-    pairs = list(_linked(((row.category, row.group) for row in rows), rows))
-    pairs += _linked(((row.category, row.sha256) if row.sha256 else None for row in rows), rows)
+    pairs = [
+        _linked((row.category, row.group) for row in rows),
+        _linked((row.category, row.sha256) if row.sha256 else None for row in rows),
+    ]
     by_category: defaultdict[str, dict[int, NDArray[np.float32]]] = defaultdict(dict)
     for index, (row, fingerprint) in enumerate(zip(rows, thumbnails, strict=True)):
         if fingerprint is not None:
             by_category[row.category][index] = fingerprint
     for found in by_category.values():
-        indices = list(found)
-        pairs += [(indices[i], indices[j]) for i, j in near_duplicates(np.stack(list(found.values())))]
-    links = np.array(pairs, np.int64).reshape(-1, 2)
+        pairs.append(np.array(list(found))[near_duplicates(np.stack(list(found.values())))])
+    links = np.concatenate(pairs)
     graph = coo_array((np.ones(len(links), np.int8), (links[:, 0], links[:, 1])), shape=(len(rows), len(rows)))
     labels = connected_components(graph, directed=False)[1]
     names: dict[int, str] = {}
@@ -62,39 +63,37 @@ def group_duplicates(
     return [replace(row, group=names[int(label)]) for label, row in zip(labels, rows, strict=True)]
 
 
-def near_duplicates(thumbnails: NDArray[np.float32]) -> list[tuple[int, int]]:
-    """Return the pairs (i < j) of near duplicates among (N, 256) thumbnails of one category."""
+def near_duplicates(thumbnails: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return the pairs (M, 2), first below second, of near duplicates among (N, 256) thumbnails of one category."""
     limit = min(_MAX_LEVELS, _MAX_SHARE * _usual_difference(thumbnails))
-    squares = np.einsum("nd,nd->n", thumbnails, thumbnails)
+    # Double precision: the difference of squares below cancels nearly all digits of what is alike.
+    points = thumbnails.astype(np.float64)
+    squares = np.einsum("nd,nd->n", points, points)
     pairs = []
-    for start in range(0, len(thumbnails), _BLOCK):
+    for start in range(0, len(points), _BLOCK):
         block = slice(start, start + _BLOCK)
-        products = thumbnails[block] @ thumbnails[start:].T
-        distances = (squares[block, None] + squares[None, start:] - 2 * products) / thumbnails.shape[1]
-        # Rounding of the difference of squares reaches 0.01 here, so what is close is measured again, directly.
-        for i, j in np.argwhere(distances < limit**2 + 0.1) + start:
-            if i < j and _rms(thumbnails[i] - thumbnails[j]) < limit:
-                pairs.append((int(i), int(j)))
-    return pairs
+        distances = squares[block, None] + squares[None, start:] - 2 * points[block] @ points[start:].T
+        close = np.maximum(distances, 0.0) < limit**2 * points.shape[1]
+        pairs.append(np.argwhere(np.triu(close, 1)) + start)
+    return np.concatenate(pairs)
 
 
 def _usual_difference(thumbnails: NDArray[np.float32]) -> float:
     """Return the median difference over at most 10,000 pairs, in grey levels."""
-    rng = np.random.default_rng(0)
-    first, second = rng.integers(0, len(thumbnails), (2, 10_000))
+    first, second = np.random.default_rng(0).integers(0, len(thumbnails), (2, 10_000))
     differ = first != second
     if not differ.any():
         return 0.0
-    return float(np.median(_rms(thumbnails[first[differ]] - thumbnails[second[differ]])))
+    squares = np.square(thumbnails[first[differ]] - thumbnails[second[differ]])
+    return float(np.median(np.sqrt(squares.mean(axis=1))))
 
 
-def _rms(difference: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.asarray(np.sqrt(np.mean(np.square(difference), axis=-1, dtype=np.float64)))
-
-
-def _linked(keys: Iterable[Hashable], rows: Sequence[ManifestRow]) -> Iterator[tuple[int, int]]:
-    """Yield (first row with a key, further row with it); a key of None links nothing."""
+def _linked(keys: Iterable[Hashable]) -> NDArray[np.int64]:
+    """Return the pairs (M, 2) of the first row with a key and each further row with it; None links nothing."""
     first: dict[Hashable, int] = {}
-    for index, key in zip(range(len(rows)), keys, strict=True):
-        if key is not None and first.setdefault(key, index) != index:
-            yield first[key], index
+    pairs = [
+        (first[key], index)
+        for index, key in enumerate(keys)
+        if key is not None and first.setdefault(key, index) != index
+    ]
+    return np.array(pairs, np.int64).reshape(-1, 2)

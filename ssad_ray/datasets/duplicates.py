@@ -52,8 +52,7 @@ def group_duplicates(
     for index, (row, fingerprint) in enumerate(zip(rows, thumbnails, strict=True)):
         if fingerprint is not None:
             by_category[row.category][index] = fingerprint
-    for found in by_category.values():
-        pairs.append(np.array(list(found))[near_duplicates(np.stack(list(found.values())))])
+    pairs += [np.array(list(found))[near_duplicates(np.stack(list(found.values())))] for found in by_category.values()]
     links = np.concatenate(pairs)
     graph = coo_array((np.ones(len(links), np.int8), (links[:, 0], links[:, 1])), shape=(len(rows), len(rows)))
     labels = connected_components(graph, directed=False)[1]

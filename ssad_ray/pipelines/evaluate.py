@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ from ssad_ray.labels.rows import SCHEMA, from_row, to_row
 from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.judging import judge
 from ssad_ray.pipelines.run import Announce, Run, write_json
-from ssad_ray.pipelines.stream import Job, Progress, Row, stream
+from ssad_ray.pipelines.stream import Progress, Row, stream
 
-_SCHEMA = SCHEMA.append(pa.field("map", pa.binary()))
+_SCHEMA = pa.schema(
+    [*(field for field in SCHEMA if field.name not in ("sample_id", "error")), pa.field("map", pa.binary())]
+)
 
 
 def evaluate_on_test(run: Run, name: str, announce: Announce) -> None:
@@ -38,9 +41,9 @@ def evaluate(
 
     The workers see images and artifact; ground truth is read here.
     """
-    job = Job(MapMaker, (artifact_path, config), _SCHEMA, config.data.max_image_bytes)
+    results = stream(rows, partial(MapMaker, artifact_path, config), _SCHEMA, config, progress)
     evaluation = Evaluation()
-    for row, result in zip(rows, stream(job, rows, config.resources, progress), strict=True):
+    for row, result in zip(rows, results, strict=True):
         evaluation.update(_judged(row, result, config))
     return evaluation.report()
 
@@ -51,14 +54,10 @@ class MapMaker:
     def __init__(self, artifact_path: Path, config: RunConfig) -> None:
         self.artifact, self.config = load_artifact(artifact_path), config
 
-    def work(self, sample: Sample, data: bytes) -> Row:
+    def __call__(self, sample: Sample, data: bytes) -> Row:
         """Return verdict and map of an image."""
         verdict, anomaly_map = judge(self.artifact, sample, data, self.config.data, datetime.now(UTC))
         return {**to_row(verdict), "map": anomaly_map.tobytes()}
-
-    def refuse(self, sample: Sample, error: str) -> Row:
-        """Return a row without a map."""
-        return {"sample_id": sample.sample_id, "error": error}
 
 
 def _judged(row: ManifestRow, result: Row, config: RunConfig) -> JudgedImage:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +23,11 @@ from ssad_ray.methods.base import Method, State, TrainingFrames
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.frames import GoodTargets, collect_frames, plan_frames
 from ssad_ray.pipelines.run import Announce, Run
-from ssad_ray.pipelines.stream import Job, Progress, Row, stream
+from ssad_ray.pipelines.stream import Progress, Row, stream
 from ssad_ray.pipelines.training import Member, train_members
 
 _HELD_OUT_SCHEMA = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("score", pa.float64()),
-        ("height", pa.int64()),
-        ("width", pa.int64()),
-        ("map", pa.binary()),
-        ("error", pa.string()),
-    ]
+    [("score", pa.float64()), ("height", pa.int64()), ("width", pa.int64()), ("map", pa.binary())]
 )
 
 
@@ -94,8 +88,8 @@ def calibrate_held_out(
 ) -> Calibration:
     """Learn thresholds from good images, each scored by the member that did not see it."""
     folds = assign_folds(rows, config.calibration.folds, config.seed)
-    job = Job(HeldOutScorer, (artifact_path, folds, config), _HELD_OUT_SCHEMA, config.data.max_image_bytes)
-    results = [row for row in stream(job, rows, config.resources, progress) if row["error"] is None]
+    worker = partial(HeldOutScorer, artifact_path, folds, config)
+    results = [row for row in stream(rows, worker, _HELD_OUT_SCHEMA, config, progress) if row["error"] is None]
     maps = (np.frombuffer(row["map"], np.float32).reshape(row["height"], row["width"]) for row in results)
     options = config.calibration
     return calibrate(
@@ -113,16 +107,11 @@ class HeldOutScorer:
     def __init__(self, artifact_path: Path, folds: Mapping[str, int], config: RunConfig) -> None:
         self.artifact, self.folds, self.config = load_artifact(artifact_path), folds, config
 
-    def work(self, sample: Sample, data: bytes) -> Row:
+    def __call__(self, sample: Sample, data: bytes) -> Row:
         """Return the score and the map of one image."""
         image = decode(data, self.config.data.max_image_px)
         score, anomaly_map = self.artifact.score(image, members=[self.folds[sample.sample_id]])
-        shape = {"height": image.shape[0], "width": image.shape[1]}
-        return {"sample_id": sample.sample_id, "score": score, **shape, "map": anomaly_map.tobytes()}
-
-    def refuse(self, sample: Sample, error: str) -> Row:
-        """Return a row without a map."""
-        return {"sample_id": sample.sample_id, "error": error}
+        return {"score": score, "height": image.shape[0], "width": image.shape[1], "map": anomaly_map.tobytes()}
 
 
 def without_fold(frames: TrainingFrames, fold_of_frame: Sequence[int], fold: int) -> TrainingFrames:

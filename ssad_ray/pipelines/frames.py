@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +20,9 @@ from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.errors import DataError
 from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.base import TrainingFrames
-from ssad_ray.pipelines.stream import Job, Progress, Row, stream
+from ssad_ray.pipelines.stream import Progress, Row, stream
 
-SCHEMA = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("images", pa.binary()),
-        ("targets", pa.binary()),
-        ("weights", pa.binary()),
-        ("error", pa.string()),
-    ]
-)
-_PLANES = ("images", "targets", "weights")
+SCHEMA = pa.schema([("images", pa.binary()), ("targets", pa.binary()), ("weights", pa.binary())])
 
 _PLAN_IMAGES = 16
 
@@ -94,19 +86,15 @@ class FrameCutter:
     def __init__(self, plan: FramePlan, config: RunConfig, make_targets: MakeTargets) -> None:
         self.plan, self.config, self.targets = plan, config, make_targets()
 
-    def work(self, sample: Sample, data: bytes) -> Row:
+    def __call__(self, sample: Sample, data: bytes) -> Row:
         """Return the frames of one image: one of the whole image, or several random tiles."""
         image = decode(data, self.config.data.max_image_px)
         planes = [image, *self.targets(sample, image)]
         count = 1 if self.plan.mode == "resize" else self.config.input.frames_per_image
         rng = generator(self.config.seed, "frames", sample.sample_id)
         frames = [random_frame(planes, self.plan, rng) for _ in range(count)]
-        cut = {name: np.stack(each).tobytes() for name, each in zip(_PLANES, zip(*frames, strict=True), strict=True)}
-        return {"sample_id": sample.sample_id, **cut, "error": None}
-
-    def refuse(self, sample: Sample, error: str) -> Row:
-        """Return a row without frames."""
-        return {"sample_id": sample.sample_id, **dict.fromkeys(_PLANES, b""), "error": error}
+        cuts = zip(SCHEMA.names, zip(*frames, strict=True), strict=True)
+        return {name: np.stack(cut).tobytes() for name, cut in cuts}
 
 
 def collect_frames(
@@ -128,9 +116,9 @@ def collect_frames(
     Returns:
         The frames, good ones where `make_targets` is `GoodTargets`, and the sample_id that each was cut from.
     """
-    job = Job(FrameCutter, (plan, config, make_targets), SCHEMA, config.data.max_image_bytes)
-    parts = [row for row in stream(job, rows, config.resources, progress) if row["error"] is None]
-    images, targets, weights = (b"".join(part[name] for part in parts) for name in _PLANES)
+    worker = partial(FrameCutter, plan, config, make_targets)
+    parts = [row for row in stream(rows, worker, SCHEMA, config, progress) if row["error"] is None]
+    images, targets, weights = (b"".join(part[name] for part in parts) for name in SCHEMA.names)
     shape = (-1, plan.height, plan.width)
     images_NHWC = np.frombuffer(images, np.uint8).reshape(*shape, 3)
     frames = TrainingFrames(

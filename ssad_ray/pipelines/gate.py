@@ -7,6 +7,7 @@ very same plants. `decide` is a pure function of the figures.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,17 +29,10 @@ from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.batches import HELD_OUT_FAMILIES, body
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.run import Announce, Run, read_json, write_json
-from ssad_ray.pipelines.stream import Job, Progress, Row, stream
+from ssad_ray.pipelines.stream import Progress, Row, stream
 
-_SCHEMA = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("score", pa.float64()),
-        ("planted_scores", pa.list_(pa.float64())),
-        ("planted_precisions", pa.list_(pa.float64())),
-        ("error", pa.string()),
-    ]
-)
+_PER_PLANT = pa.list_(pa.float64())
+_SCHEMA = pa.schema([("score", pa.float64()), ("planted_scores", _PER_PLANT), ("planted_precisions", _PER_PLANT)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +110,9 @@ def decide(champion: GateFigures, challenger: GateFigures, confidence: float) ->
     pairs = list(zip(champion.is_found, challenger.is_found, strict=True))
     lost, gained = pairs.count((True, False)), pairs.count((False, True))
     if lost > gained and stats.binomtest(lost, lost + gained, alternative="greater").pvalue < 1.0 - confidence:
-        return Decision(False, f"refused: misses {lost} planted defects that the champion finds, finds {gained} it misses")
+        return Decision(
+            False, f"refused: misses {lost} planted defects that the champion finds, finds {gained} it misses"
+        )
     facts = (
         f"planted defects found {challenger.recall:.3f} (champion {champion.recall:.3f}), their precision "
         f"{challenger.precision:.3f} ({champion.precision:.3f}), false alarms {challenger.false_alarms} "
@@ -133,8 +129,8 @@ def measure(
 ) -> GateFigures:
     """Judge good images, as they are and with planted defects, each by the member that did not see it."""
     folds = assign_folds(rows, config.calibration.folds, config.seed)
-    job = Job(PlantedJudge, (artifact_path, folds, config, len(rows)), _SCHEMA, config.data.max_image_bytes)
-    results = [row for row in stream(job, rows, config.resources, progress) if row["error"] is None]
+    worker = partial(PlantedJudge, artifact_path, folds, config, len(rows))
+    results = [row for row in stream(rows, worker, _SCHEMA, config, progress) if row["error"] is None]
     scores = np.array([row["score"] for row in results])
     fold = np.array([folds[row["sample_id"]] for row in results])
     thresholds = _thresholds(scores, fold, config.calibration.false_alarm_level)
@@ -152,7 +148,7 @@ class PlantedJudge:
         self.artifact, self.folds, self.config = load_artifact(artifact_path), folds, config
         self.num_plants = -(-config.gate.num_planted // num_images)
 
-    def work(self, sample: Sample, data: bytes) -> Row:
+    def __call__(self, sample: Sample, data: bytes) -> Row:
         """Return the clean score, and score and precision of every plant."""
         image = decode(data, self.config.data.max_image_px)
         fold = self.folds[sample.sample_id]
@@ -162,15 +158,10 @@ class PlantedJudge:
         scores, maps = self.artifact.members[fold].score(np.stack([frame for frame, _ in plants]))
         rankings = [rank_scores(m.ravel(), mask.ravel()) for m, (_, mask) in zip(maps, plants, strict=True)]
         return {
-            "sample_id": sample.sample_id,
             "score": score,
             "planted_scores": scores.astype(float).tolist(),
             "planted_precisions": [ranking.average_precision if ranking else 0.0 for ranking in rankings],
         }
-
-    def refuse(self, sample: Sample, error: str) -> Row:
-        """Return a row without figures."""
-        return {"sample_id": sample.sample_id, "error": error}
 
     def _plant(
         self, frames: NDArray[np.uint8], sample_id: str, index: int

@@ -75,18 +75,20 @@ class Run:
         return load_artifact(self.model_path(name))
 
     @property
+    def champion_path(self) -> Path:
+        """The file that names the artifact in service."""
+        return self.path / "models" / "champion"
+
+    @property
     def champion(self) -> str:
         """Name of the artifact in service."""
-        path = self.path / "models" / "champion"
-        if not path.exists():
-            raise ArtifactError(
-                f"{self.path} has no champion yet; run `ssad fit` or `ssad loop` with --out {self.path}"
-            )
-        return path.read_text(encoding="utf-8").strip()
+        if not self.champion_path.exists():
+            raise ArtifactError(f"{self.path} has no champion yet; run `ssad fit` or `ssad loop` with this --out")
+        return self.champion_path.read_text(encoding="utf-8").strip()
 
     def promote(self, name: str) -> None:
         """Put an artifact into service."""
-        write_text(self.path / "models" / "champion", name + "\n")
+        write_text(self.champion_path, name + "\n")
 
     def rows(self, stage: Stage) -> list[ManifestRow]:
         """Return the rows of a stage in the order of their ids, quarantined ones included.

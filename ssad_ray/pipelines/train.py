@@ -47,9 +47,7 @@ def _train(run: Run, name: str, labeller: str, make_targets: MakeTargets, announ
     labelled, _ = collect_frames(online, plan, make_targets, config, announce(f"{name}: read labelled images"))
     folds = assign_folds(good_rows, config.calibration.folds, config.seed)
     fold_of_frame = [folds[sample_id] for sample_id in ids]
-    members = [
-        _joined(without_fold(good, fold_of_frame, fold), labelled) for fold in range(config.calibration.folds)
-    ]
+    members = [_joined(without_fold(good, fold_of_frame, fold), labelled) for fold in range(config.calibration.folds)]
     fit_members(run, name, SEGMENTER, plan, members, announce)
 
 

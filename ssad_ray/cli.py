@@ -1,0 +1,260 @@
+"""The command line: `ssad VERB`. Verbs import what they need when they run, so that `--help` answers at once."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ssad_ray.errors import InspectionError
+
+if TYPE_CHECKING:
+    from ssad_ray.config import RunConfig
+    from ssad_ray.pipelines.run import Announce, Run
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+class Protocol(StrEnum):
+    """Which images train, which arrive in the stream, which judge."""
+
+    ROUTINE1 = "routine1"
+    ROUTINE1_FULL_TEST = "routine1_full_test"
+    ROUTINE2 = "routine2"
+    FULL = "full"
+
+
+Data = Annotated[str | None, typer.Option(help="Folder, manifest (CSV, Parquet) or URI of the images.")]
+Out = Annotated[Path, typer.Option(help="Run folder; the same folder again goes on where it was stopped.")]
+ProtocolOption = Annotated[Protocol, typer.Option(help="How images are shared out to train, online and test.")]
+Config = Annotated[Path | None, typer.Option(help="YAML file with config fields.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=V", help="One config field; may be repeated.")]
+Seed = Annotated[int | None, typer.Option(help="Every random stream derives from it.", min=0)]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster: auto, host:port or ray://host:port; none: this machine alone.")
+]
+
+
+@app.callback()
+def ssad() -> None:
+    """Find and outline defects, learnt from good images alone."""
+
+
+@app.command()
+def demo(
+    out: Out = Path("runs/demo"), config: Config = None, set_: Set = None, seed: Seed = None, address: Address = None
+) -> None:
+    """Run the whole loop on the embedded synthetic product."""
+    from ssad_ray.datasets.synthetic import write_synthetic
+
+    run = _open(out, config, set_, seed)
+    data_path = out / "data"
+    if not data_path.exists():
+        partial = data_path.with_name("data.partial")
+        write_synthetic(partial, seed=run.config.seed)
+        partial.replace(data_path)
+    _loop(run, str(data_path), Protocol.FULL, address, with_yardstick=False)
+
+
+@app.command()
+def catalog(
+    data: Annotated[str, typer.Argument(help="Folder, manifest (CSV, Parquet) or URI.")],
+    out: Annotated[str | None, typer.Option(help="Write the Parquet manifest here.")] = None,
+    config: Config = None,
+    set_: Set = None,
+) -> None:
+    """Say what is in a data set, and what is broken and why."""
+    import yaml
+
+    from ssad_ray.config import load_config
+    from ssad_ray.datasets.catalog import catalog as read_catalog
+    from ssad_ray.datasets.catalog import summary
+    from ssad_ray.datasets.manifest import write_manifest
+
+    resolved = load_config(config, set_ or ())
+    with _progress() as announce:
+        found = read_catalog(data, resolved.data, announce("catalogue"))
+    if out is not None:
+        write_manifest(found.rows, out)
+    typer.echo(yaml.safe_dump(summary(found), sort_keys=False, allow_unicode=True, width=120).rstrip())
+
+
+@app.command()
+def fit(
+    out: Out,
+    data: Data = None,
+    protocol: ProtocolOption = Protocol.FULL,
+    config: Config = None,
+    set_: Set = None,
+    seed: Seed = None,
+    address: Address = None,
+) -> None:
+    """Learn a detector from the good images of the train stage."""
+    from ssad_ray.pipelines.fit import fit as fit_detector
+
+    run = _open(out, config, set_, seed)
+    name = f"{run.config.detector.name}-1"
+    with _working(run, data, protocol, address) as announce:
+        fit_detector(run, name, run.config.detector.name, announce)
+    if not run.champion_path.exists():
+        run.promote(name)
+    typer.echo(f"{run.model_path(name)}\n{_rule(run, name)}")
+
+
+@app.command()
+def label(
+    out: Out,
+    model: Annotated[str | None, typer.Option(help="Artifact of the run; the champion by default.")] = None,
+    address: Address = None,
+) -> None:
+    """Find and outline the defects of the online stage: a new label version."""
+    from ssad_ray.labels.versions import read_lineage
+    from ssad_ray.pipelines.label import label_online
+
+    run = _reopen(out)
+    with _working(run, None, None, address) as announce:
+        version = label_online(run, model or run.champion, announce)
+    counts = read_lineage(str(run.labels_path), version).counts
+    typer.echo(f"{run.labels_path / version}\n" + ", ".join(f"{value} {name}" for name, value in counts.items()))
+
+
+@app.command()
+def train(
+    out: Out,
+    labels: Annotated[str, typer.Option(help="Label version to learn from; a model's name is the version it made.")],
+    name: Annotated[str, typer.Option(help="Name of the new segmenter.")] = "unet-1",
+    address: Address = None,
+) -> None:
+    """Train a segmenter on a label version, and let it challenge the champion."""
+    from ssad_ray.labels.versions import read_lineage
+    from ssad_ray.pipelines.gate import run_gate
+    from ssad_ray.pipelines.train import train_on_labels
+
+    run = _reopen(out)
+    labeller = read_lineage(str(run.labels_path), labels).lineage.model
+    with _working(run, None, None, address) as announce:
+        train_on_labels(run, name, labels, labeller, announce)
+        decision = run_gate(run, name, announce)
+    typer.echo(f"{run.model_path(name)}\n{decision.reason}")
+
+
+@app.command()
+def evaluate(
+    out: Out,
+    model: Annotated[str | None, typer.Option(help="Artifact of the run; the champion by default.")] = None,
+    address: Address = None,
+) -> None:
+    """Compare a model with the ground truth of the test stage."""
+    from ssad_ray.pipelines.evaluate import evaluate_on_test
+    from ssad_ray.pipelines.run import read_json
+
+    run = _reopen(out)
+    name = model or run.champion
+    with _working(run, None, None, address) as announce:
+        evaluate_on_test(run, name, announce)
+    figures = read_json(run.evaluation_path(name))
+    for group in ("metrics", "counts"):
+        for key, value in figures[group].items():
+            typer.echo(f"{key:28} {'-' if value is None else value if isinstance(value, int) else f'{value:.4f}'}")
+
+
+@app.command()
+def loop(
+    out: Out,
+    data: Data = None,
+    protocol: ProtocolOption = Protocol.FULL,
+    config: Config = None,
+    set_: Set = None,
+    seed: Seed = None,
+    yardstick: Annotated[
+        bool, typer.Option("--yardstick", help="Also train on the true masks of the online stage, to compare.")
+    ] = False,
+    address: Address = None,
+) -> None:
+    """Turn the whole loop: detector, labels, segmenter, gate, report."""
+    _loop(_open(out, config, set_, seed), data, protocol, address, with_yardstick=yardstick)
+
+
+def main() -> None:
+    """Run the command line; a deliberate error becomes one message and its exit code."""
+    try:
+        app()
+    except InspectionError as error:
+        typer.echo(f"ssad: {error.detail}", err=True)
+        sys.exit(error.exit_code)
+
+
+def _loop(run: "Run", data: str | None, protocol: Protocol, address: str | None, *, with_yardstick: bool) -> None:
+    from ssad_ray.pipelines.loop import run_loop
+
+    with _working(run, data, protocol, address) as announce:
+        report_path = run_loop(run, announce, with_yardstick=with_yardstick)
+    typer.echo(f"champion: {run.champion}\nreport: {report_path}")
+
+
+def _resolved(config: Path | None, set_: list[str] | None, seed: int | None) -> "RunConfig":
+    from ssad_ray.config import load_config
+
+    return load_config(config, [*(set_ or ()), *([] if seed is None else [f"seed={seed}"])])
+
+
+def _open(out: Path, config: Path | None, set_: list[str] | None, seed: int | None) -> "Run":
+    from ssad_ray.pipelines.run import open_run
+
+    return open_run(out.absolute(), _resolved(config, set_, seed))
+
+
+def _reopen(out: Path) -> "Run":
+    from ssad_ray.config import load_config
+    from ssad_ray.pipelines.run import Run
+
+    return Run(out.absolute(), load_config(out / "config.yaml"))
+
+
+def _rule(run: "Run", name: str) -> str:
+    calibration = run.artifact(name).calibration
+    return calibration.rule if calibration else ""
+
+
+@contextmanager
+def _working(run: "Run", data: str | None, protocol: Protocol | None, address: str | None) -> Iterator["Announce"]:
+    """Give a verb its data, Ray and a place to show progress."""
+    from ssad_ray.pipelines.prepare import prepare
+    from ssad_ray.pipelines.session import session
+
+    with _progress() as announce:
+        if data is not None and protocol is not None:
+            prepare(run, data, protocol.value, announce("catalogue"))
+        resources = run.config.resources
+        with session(resources, address, dashboard=resources.train_workers > 0):
+            yield announce
+
+
+@contextmanager
+def _progress() -> Iterator["Announce"]:
+    """Show one line per piece of work: a bar on a terminal, a finished line elsewhere."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+
+        def announce(title: str) -> Callable[..., None]:
+            task = bars.add_task(title, total=None)
+
+            def advance(done: int, total: int, *_: float) -> None:
+                bars.update(task, completed=done, total=total)
+
+            return advance
+
+        yield announce

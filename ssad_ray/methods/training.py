@@ -5,19 +5,27 @@ summed in shard order, so one process and several give the same weights to the l
 equal thread counts).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from ssad_ray.config import TrainingConfig
+from ssad_ray.errors import ConfigError
 from ssad_ray.methods.base import State, TrainingFrames, TrainsByGradient
+from ssad_ray.methods.devices import device
 
 Progress = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, loss)."""
+ComputeShards = Callable[["Trainer"], Sequence[tuple[Tensor, float]]]
+"""Returns flat gradient and loss of every shard of the current step, in shard order."""
+Save = Callable[["Trainer"], None]
 
 _WARMUP_FRACTION = 0.05
 _GRADIENT_NORM_LIMIT = 1.0
@@ -29,7 +37,8 @@ class Trainer:
     def __init__(self, method: TrainsByGradient, frames: TrainingFrames, seed: int) -> None:
         self.method, self.frames, self.seed = method, frames, seed
         method.initialise(frames, seed)
-        method.network.train()
+        # Channels last is the faster layout on GPUs, and by an eighth on CPUs too (U-Net, 128 px).
+        method.network.to(device()).to(memory_format=torch.channels_last).train()
         self.step = 0
         self.weights = list(method.network.parameters())
         self.average = [weight.detach().clone() for weight in self.weights]
@@ -38,20 +47,28 @@ class Trainer:
 
     def shard_gradient(self, shard: int) -> tuple[Tensor, float]:
         """Return the flat gradient and the loss of one shard of the current step's batch."""
-        device = self.weights[0].device
         batch = self.method.batch(self.frames, self.seed, self.step, shard)
-        loss = self.method.loss({name: torch.from_numpy(array).to(device) for name, array in batch.items()})
+        loss = self.method.loss({name: torch.from_numpy(array).to(device()) for name, array in batch.items()})
         gradients = torch.autograd.grad(loss, self.weights)
         return torch.cat([gradient.reshape(-1) for gradient in gradients]), float(loss.detach())
 
     def apply(self, gradients: Sequence[Tensor]) -> None:
-        """Take one optimizer step on the mean of the shards' flat gradients, summed in the given order."""
+        """Take one optimizer step on the mean of the shards' flat gradients, summed in the given order.
+
+        Raises:
+            ConfigError: The gradient is not finite.
+        """
         total = gradients[0].clone()
         for gradient in gradients[1:]:
             total += gradient
         total /= len(gradients)
-        total *= min(1.0, _GRADIENT_NORM_LIMIT / (float(total.norm()) + 1e-12))
-        for weight, gradient in zip(self.weights, total.split([w.numel() for w in self.weights]), strict=True):
+        norm = float(total.norm())
+        if not math.isfinite(norm):
+            rate = self.method.training.learning_rate
+            raise ConfigError(f"training diverged at step {self.step}; lower training.learning_rate (now {rate})")
+        total *= min(1.0, _GRADIENT_NORM_LIMIT / (norm + 1e-12))
+        sizes = [weight.numel() for weight in self.weights]
+        for weight, gradient in zip(self.weights, torch.split(total, sizes), strict=True):
             weight.grad = gradient.view_as(weight)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.method.training, self.step)
@@ -62,8 +79,25 @@ class Trainer:
         torch._foreach_mul_(self.average, decay)
         torch._foreach_add_(self.average, [weight.detach() for weight in self.weights], alpha=1.0 - decay)
 
-    def finish(self) -> None:
-        """Put the averaged weights into the network."""
+    def run(self, compute: ComputeShards, save: Save | None = None, progress: Progress | None = None) -> None:
+        """Take the steps that are left, then put the averaged weights into the network.
+
+        Args:
+            compute: Where the gradients come from: `compute_all`, or an exchange between workers.
+            save: Called every `checkpoint_every` steps.
+            progress: Called after every step.
+        """
+        options = self.method.training
+        while self.step < options.steps:
+            gradients, losses = zip(*compute(self), strict=True)
+            self.apply(gradients)
+            if progress is not None:
+                progress(self.step, options.steps, sum(losses) / len(losses))
+            if save is not None and self.step % options.checkpoint_every == 0:
+                save(self)
+        self._finish()
+
+    def _finish(self) -> None:
         with torch.no_grad():
             for weight, average in zip(self.weights, self.average, strict=True):
                 weight.copy_(average)
@@ -87,12 +121,20 @@ class Trainer:
                 average.copy_(torch.from_numpy(state[f"average.{index}"]))
                 prefix = f"optimizer.{index}."
                 self.optimizer.state[weight] = {
-                    name.removeprefix(prefix): torch.from_numpy(np.array(value)).to(
-                        weight.device if value.ndim else "cpu"
-                    )
+                    name.removeprefix(prefix): torch.tensor(value) if name.endswith("step") else _like(weight, value)
                     for name, value in state.items()
                     if name.startswith(prefix)
                 }
+
+
+def _like(weight: Tensor, value: NDArray[Any]) -> Tensor:
+    """Return an array on the device and in the memory layout of a weight, which is how the optimizer made it."""
+    return torch.empty_like(weight).copy_(torch.from_numpy(value))
+
+
+def compute_all(trainer: Trainer) -> list[tuple[Tensor, float]]:
+    """Return gradient and loss of every shard of the current step, in shard order."""
+    return [trainer.shard_gradient(shard) for shard in range(trainer.method.training.shards)]
 
 
 def train(
@@ -104,21 +146,16 @@ def train(
 ) -> None:
     """Train in this process; with a checkpoint path a killed run goes on where it was last saved."""
     trainer = Trainer(method, frames, seed)
-    options = method.training
-    if checkpoint_path is not None and checkpoint_path.exists():
+    if checkpoint_path is None:
+        trainer.run(compute_all, progress=progress)
+        return
+    if checkpoint_path.exists():
         trainer.load_state(load_file(checkpoint_path))
-    while trainer.step < options.steps:
-        gradients, losses = zip(*(trainer.shard_gradient(shard) for shard in range(options.shards)), strict=True)
-        trainer.apply(gradients)
-        if progress is not None:
-            progress(trainer.step, options.steps, sum(losses) / len(losses))
-        if checkpoint_path is not None and trainer.step % options.checkpoint_every == 0:
-            save_checkpoint(trainer.state(), checkpoint_path)
-    trainer.finish()
+    trainer.run(compute_all, lambda it: save_state(it.state(), checkpoint_path), progress)
 
 
-def save_checkpoint(state: State, path: Path) -> None:
-    """Write a checkpoint so that a reader sees the old one or the new one, never half of it."""
+def save_state(state: State, path: Path) -> None:
+    """Write a checkpoint or a final state so that a reader sees the old one or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file(state, partial)

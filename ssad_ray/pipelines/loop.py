@@ -1,7 +1,7 @@
 """All of it: good images -> detector -> automatic labels -> segmenter -> gate -> champion, and again.
 
-    round 1   the detector labels the online stage, a segmenter learns from it, the gate decides
-    round r   the champion of the round before labels the online stage anew
+round 1   the detector labels the online stage, a segmenter learns from it, the gate decides
+round r   the champion of the round before labels the online stage anew
 """
 
 from pathlib import Path
@@ -30,22 +30,29 @@ def run_loop(run: Run, announce: Announce, *, with_yardstick: bool = False) -> P
         Where report.html is.
     """
     detector = f"{run.config.detector.name}-1"
-    fit(run, FLOOR, FLOOR, announce)
-    fit(run, detector, run.config.detector.name, announce)
+    with run.timed(f"fit {FLOOR}"):
+        fit(run, FLOOR, FLOOR, announce)
+    with run.timed(f"fit {detector}"):
+        fit(run, detector, run.config.detector.name, announce)
     if not run.champion_path.exists():
         run.promote(detector)
     segmenters = []
     labeller = detector
     for number in range(1, run.config.rounds + 1):
         segmenter = f"unet-{number}"
-        version = label_online(run, labeller, announce)
-        train_on_labels(run, segmenter, version, labeller, announce)
-        decision = run_gate(run, segmenter, announce)
+        with run.timed(f"label with {labeller}"):
+            version = label_online(run, labeller, announce)
+        with run.timed(f"train {segmenter}"):
+            train_on_labels(run, segmenter, version, labeller, announce)
+        with run.timed(f"gate {segmenter}"):
+            decision = run_gate(run, segmenter, announce)
         segmenters.append(segmenter)
         labeller = segmenter if decision.is_promoted else labeller
     if with_yardstick:
-        train_on_truth(run, YARDSTICK, detector, announce)
+        with run.timed(f"train {YARDSTICK}"):
+            train_on_truth(run, YARDSTICK, detector, announce)
     models = Models(FLOOR, detector, tuple(segmenters), YARDSTICK if with_yardstick else None)
     for name in models.names:
-        evaluate_on_test(run, name, announce)
+        with run.timed(f"evaluate {name}"):
+            evaluate_on_test(run, name, announce)
     return write_report(run, models, announce)

@@ -5,7 +5,9 @@
     RUN/split.json                 which image belongs to which stage
     RUN/models/<name>/             artifacts; RUN/models/champion names one
     RUN/labels/<version>/          label versions
+    RUN/gates/<name>.json          why a challenger was promoted or refused
     RUN/evaluation/<name>.json     figures of one artifact on the test stage
+    RUN/seconds.json               how long each stage took
     RUN/work/                      checkpoints of stages that are not finished
 
 A stage is done when its result is there; results appear whole or not at all. Running a verb again therefore goes on
@@ -13,7 +15,9 @@ where it was killed, and repeats nothing.
 """
 
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +73,27 @@ class Run:
     def evaluation_path(self, name: str) -> Path:
         """Where the figures of an artifact are."""
         return self.path / "evaluation" / f"{name}.json"
+
+    def gate_path(self, name: str) -> Path:
+        """Where the decision about a challenger is."""
+        return self.path / "gates" / f"{name}.json"
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """How long each stage took so far, in the order in which they began."""
+        path = self.path / "seconds.json"
+        return read_json(path) if path.exists() else {}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add what the body takes to the seconds of a stage: attempts add up, and one that is done adds nothing."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = self.seconds
+            total = seconds.get(stage, 0.0) + time.monotonic() - start
+            write_json(self.path / "seconds.json", {**seconds, stage: round(total, 1)})
 
     def artifact(self, name: str) -> Artifact:
         """Load an artifact of this run."""

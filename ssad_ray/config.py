@@ -67,7 +67,7 @@ class AutoencoderConfig(Section):
     """Reconstruction, L1 and SSIM residual."""
 
     width: int = Field(32, ge=8, le=512, multiple_of=8, description="Channels of the first block.")
-    latent: int = Field(32, ge=1, le=4096, description="Channels of the bottleneck.")
+    latent: int = Field(16, ge=1, le=4096, description="Channels of the bottleneck.")
     training: TrainingConfig = TrainingConfig()
 
 

@@ -22,7 +22,7 @@ from ssad_ray.methods.losses import reconstruction_loss, ssim
 from ssad_ray.methods.networks import Reconstructor, doubling
 from ssad_ray.methods.training import load_network_state, network_state, train
 
-_LEVELS = 4
+_LEVELS = 3
 _WIDEST = 128
 _SMOOTHING_PX = 1.5
 

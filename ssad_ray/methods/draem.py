@@ -27,6 +27,7 @@ from ssad_ray.methods.training import load_network_state, network_state, train
 
 PLANTED_FRACTION = 0.75
 _LEVELS = 4
+_RECONSTRUCTION_LEVELS = 3
 _WIDEST = 128
 
 
@@ -37,7 +38,7 @@ class DraemNetwork(nn.Module):
         super().__init__()
         widths = doubling(config.width, _LEVELS, max(_WIDEST, config.width))
         self.reference = NormalReference(height, width)
-        self.reconstructor = Reconstructor(3, 3, widths, config.latent)
+        self.reconstructor = Reconstructor(3, 3, widths[:_RECONSTRUCTION_LEVELS], config.latent)
         self.discriminator = UNet(NUM_CHANNELS + 6, 1, widths)
 
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,8 +61,10 @@ class UnetSegmenter:
 
     def batch(self, frames: TrainingFrames, seed: int, step: int, shard: int) -> Batch:
         """Return labelled frames, good frames with planted defects, and good frames as they are."""
-        labelled = self.config.labelled_fraction if not frames.is_good_N.all() else 0.0
-        return planted_shard(frames, self.training, seed, step, shard, self.config.planted_fraction, labelled)
+        labelled, planted = self.config.labelled_fraction, self.config.planted_fraction
+        if frames.is_good_N.all():
+            labelled, planted = 0.0, labelled + planted
+        return planted_shard(frames, self.training, seed, step, shard, planted, labelled)
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Find what the labels say is defective."""

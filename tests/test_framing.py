@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssad_ray.config import InputConfig
+from ssad_ray.core.framing import FramePlan, is_aligned, make_plan, random_frame, to_frames, to_map
+from ssad_ray.core.rng import generator
+from ssad_ray.datasets.synthetic import render_good
+
+TILES = FramePlan("tile", 64, 64, scale=1.0, overlap=0.25)
+
+
+def test_one_part_at_one_place_is_aligned_and_is_seen_whole():
+    images = [render_good(generator(0, index)) for index in range(6)]
+    assert is_aligned(images)
+    plan = make_plan(images, InputConfig())
+    assert plan.mode == "resize"
+    assert (plan.height, plan.width) == (112, 144)  # 160 x 224 at the area of 128 x 128, in multiples of 16
+
+
+def test_textures_and_images_of_several_sizes_are_tiled():
+    rng = generator(0, "texture")
+    textures = [rng.integers(0, 255, (90, 120, 3), np.uint8) for _ in range(4)]
+    assert make_plan(textures, InputConfig()).mode == "tile"
+    assert make_plan([textures[0], textures[1][:80]], InputConfig()).mode == "tile"
+
+
+def test_a_mode_that_is_asked_for_is_taken():
+    image = np.zeros((50, 70, 3), np.uint8)
+    assert make_plan([image], InputConfig(mode="tile", scale=0.5)) == FramePlan("tile", 128, 128, 0.5, 0.25)
+    assert make_plan([image], InputConfig(mode="resize", size_px=64)).width > 64
+
+
+@given(height=st.integers(3, 300), width=st.integers(3, 300), scale=st.sampled_from([0.4, 1.0, 1.7]))
+def test_tiles_cover_every_pixel_and_join_without_seams(height, width, scale):
+    plan = FramePlan("tile", 64, 64, scale, 0.25)
+    frames = to_frames(np.full((height, width, 3), 7, np.uint8), plan)
+    assert frames.shape[1:] == (64, 64, 3)
+    joined = to_map(np.full(frames.shape[:3], 3.5, np.float32), plan, height, width)
+    assert joined.shape == (height, width)
+    assert joined.dtype == np.float32
+    np.testing.assert_allclose(joined, 3.5, rtol=1e-5)
+
+
+@given(height=st.integers(64, 200), width=st.integers(64, 200))
+def test_a_map_of_tiles_equals_the_map_of_the_whole_image(height, width):
+    image = generator(0, height, width).integers(0, 255, (height, width, 3), np.uint8)
+    frames = to_frames(image, TILES)
+    joined = to_map(frames[..., 0].astype(np.float32), TILES, height, width)
+    np.testing.assert_allclose(joined, image[..., 0], atol=1e-3)
+
+
+def test_a_resized_map_keeps_height_and_width_apart():
+    plan = FramePlan("resize", 32, 64)
+    image = np.zeros((50, 200, 3), np.uint8)
+    image[40:, :20] = 255
+    frames = to_frames(image, plan)
+    assert frames.shape == (1, 32, 64, 3)
+    joined = to_map(frames[..., 0].astype(np.float32), plan, 50, 200)
+    assert np.unravel_index(joined.argmax(), joined.shape)[0] > 40
+    assert np.unravel_index(joined.argmax(), joined.shape)[1] < 20
+
+
+@pytest.mark.parametrize("plan", [FramePlan("resize", 48, 32), FramePlan("tile", 48, 32, 1.5, 0.25)])
+def test_training_planes_are_cut_at_one_place(plan):
+    image = generator(0, "cut").integers(0, 255, (40, 90, 3), np.uint8)
+    target = image[..., 0].astype(np.float32)
+    frame, cut = random_frame([image, target], plan, generator(0, "where"))
+    assert frame.shape == (48, 32, 3)
+    np.testing.assert_allclose(frame[..., 0], cut, atol=1.0)

@@ -1,0 +1,42 @@
+from ssad_ray.core.metrics.intervals import binomial_interval
+from ssad_ray.pipelines.gate import GateFigures, decide
+
+
+def figures(alarms: int = 1, num_good: int = 40, found: int = 50, lost_first: bool = False, precision: float = 0.6):
+    is_found = [True] * found + [False] * (64 - found)
+    if lost_first:
+        is_found.reverse()
+    bound = binomial_interval(alarms, num_good, 0.95)[1]
+    return GateFigures(num_good, alarms, bound, tuple(is_found), (precision,) * 64)
+
+
+def test_a_challenger_with_better_maps_is_promoted_and_the_reason_says_so():
+    decision = decide(figures(), figures(precision=0.7), 0.95)
+    assert decision.is_promoted
+    assert "precision 0.700 (0.600)" in decision.reason
+
+
+def test_an_equal_challenger_is_refused():
+    decision = decide(figures(), figures(), 0.95)
+    assert not decision.is_promoted
+    assert "no better" in decision.reason
+
+
+def test_more_false_alarms_than_chance_explains_are_refused_whatever_the_maps():
+    decision = decide(figures(alarms=1), figures(alarms=20, precision=0.9), 0.95)
+    assert not decision.is_promoted
+    assert "20 false alarms on 40 good images, the champion has 1" in decision.reason
+
+
+def test_losing_plants_that_the_champion_finds_is_refused():
+    decision = decide(figures(found=60), figures(found=40, precision=0.9), 0.95)
+    assert not decision.is_promoted
+    assert "misses 20 planted defects" in decision.reason
+
+
+def test_losing_as_many_plants_as_are_gained_is_no_reason_to_refuse():
+    assert decide(figures(found=40), figures(found=40, lost_first=True, precision=0.7), 0.95).is_promoted
+
+
+def test_fewer_false_alarms_are_better():
+    assert decide(figures(alarms=5), figures(alarms=2), 0.95).is_promoted

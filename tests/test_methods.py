@@ -1,0 +1,131 @@
+"""Every method of the table goes through the same behaviours."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from ssad_ray.config import RunConfig, validate_config, with_override
+from ssad_ray.core.framing import FramePlan
+from ssad_ray.core.rng import generator
+from ssad_ray.errors import ArtifactError, ConfigError
+from ssad_ray.methods import METHODS, load_method
+from ssad_ray.methods.artifact import Artifact, load_artifact, save_artifact
+from ssad_ray.methods.base import Method, TrainingFrames, TrainsByGradient
+
+HEIGHT, WIDTH = 48, 80
+DEFECT = slice(20, 32), slice(50, 66)
+
+
+def config(steps: int = 120) -> RunConfig:
+    tree: dict = {}
+    training = {"steps": steps, "batch_size": 4, "learning_rate": 0.004}
+    for path in ("detector.draem", "detector.autoencoder", "segmenter.unet"):
+        tree = with_override(tree, path, {"width": 8, "training": training})
+    return validate_config(tree)
+
+
+def good_image(index: int, seed: int = 0) -> NDArray[np.uint8]:
+    """A plate with a groove, a light gradient and noise."""
+    rng = generator(seed, "plate", index)
+    image = np.full((HEIGHT, WIDTH, 3), 120.0) + np.linspace(0, 40, WIDTH)[:, None]
+    image[10:14] -= 50
+    return np.clip(image + rng.uniform(-4, 4) + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
+
+
+def with_defect(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    image = image.copy()
+    image[DEFECT] = (230, 60, 40)
+    return image
+
+
+GOOD = TrainingFrames.of_good(np.stack([good_image(index) for index in range(12)]))
+UNSEEN = np.stack([good_image(index, seed=1) for index in range(4)])
+
+
+def fitted(name: str, seed: int = 0, steps: int = 120) -> Method:
+    torch.set_num_threads(1)
+    method = load_method(name).from_config(config(steps))
+    method.fit(GOOD, seed)
+    return method
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def method(request) -> Method:
+    return fitted(request.param)
+
+
+def test_it_detects_a_stamped_defect(method):
+    normal, _ = method.score(UNSEEN)
+    anomalous, _ = method.score(np.stack([with_defect(image) for image in UNSEEN]))
+    assert anomalous.min() > normal.max()
+
+
+def test_the_defect_lands_where_the_defect_is(method):
+    _, maps = method.score(np.stack([with_defect(image) for image in UNSEEN]))
+    assert maps.shape == (4, HEIGHT, WIDTH)
+    inside = np.zeros((HEIGHT, WIDTH), bool)
+    inside[DEFECT] = True
+    inside = cv2.dilate(inside.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0  # networks answer in blocks of 2 x 2
+    for anomaly_map in maps:
+        assert inside[np.unravel_index(anomaly_map.argmax(), anomaly_map.shape)]
+        assert anomaly_map[inside].mean() > np.quantile(anomaly_map[~inside], 0.9)
+
+
+def test_batch_size_does_not_change_scores(method):
+    scores, maps = method.score(UNSEEN)
+    for index, image in enumerate(UNSEEN):
+        score, anomaly_map = method.score(image[np.newaxis])
+        np.testing.assert_allclose(score[0], scores[index], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(anomaly_map[0], maps[index], rtol=1e-4, atol=1e-4)
+
+
+def test_a_constant_image_gives_finite_output(method):
+    for level in (0, 255):
+        scores, maps = method.score(np.full((1, HEIGHT, WIDTH, 3), level, np.uint8))
+        assert np.isfinite(scores).all()
+        assert np.isfinite(maps).all()
+        assert scores.dtype == maps.dtype == np.float32
+
+
+def test_an_artifact_reloads_to_the_same_scores(method, request, tmp_path):
+    name = request.node.callspec.params["method"]
+    plan = FramePlan("resize", HEIGHT, WIDTH)
+    artifact = Artifact(f"{name}-1", name, plan, (method, method), None, config(), {"seed": 0})
+    image = with_defect(np.repeat(np.repeat(good_image(0), 2, axis=0), 3, axis=1))
+    save_artifact(artifact, tmp_path / "artifact")
+    loaded = load_artifact(tmp_path / "artifact")
+    score, anomaly_map = artifact.score(image)
+    assert anomaly_map.shape == image.shape[:2]
+    for again in (loaded.score(image), loaded.score(image, members=[1])):
+        np.testing.assert_allclose(again[0], score, rtol=1e-5)
+        np.testing.assert_allclose(again[1], anomaly_map, rtol=1e-4, atol=1e-4)
+    assert loaded.plan == plan
+    assert loaded.config == artifact.config
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_seed_reaches_every_random_stream(name):
+    first, again, other = (fitted(name, seed, steps=4).state() for seed in (0, 0, 1))
+    assert all(np.array_equal(first[key], again[key]) for key in first)
+    if isinstance(load_method(name).from_config(config()), TrainsByGradient):
+        assert any(not np.array_equal(first[key], other[key]) for key in first)
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"'patchcore'; known methods are pixel_reference"):
+        load_method("patchcore")
+
+
+def test_an_artifact_is_never_overwritten_and_never_half_read(tmp_path):
+    plan = FramePlan("resize", HEIGHT, WIDTH)
+    artifact = Artifact("a", "pixel_reference", plan, (fitted("pixel_reference"),), None, config(), {})
+    save_artifact(artifact, tmp_path / "a")
+    with pytest.raises(ArtifactError, match="never overwritten"):
+        save_artifact(artifact, tmp_path / "a")
+    with pytest.raises(ArtifactError, match="not a readable artifact folder"):
+        load_artifact(tmp_path / "missing")
+    (tmp_path / "a" / "weights.safetensors").write_bytes(b"broken")
+    with pytest.raises(ArtifactError, match="not a readable artifact folder"):
+        load_artifact(tmp_path / "a")

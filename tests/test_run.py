@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+
+from ssad_ray.config import RunConfig, validate_config
+from ssad_ray.datasets.manifest import ManifestRow
+from ssad_ray.datasets.synthetic import write_synthetic
+from ssad_ray.errors import ArtifactError, ConfigError, DataError
+from ssad_ray.methods.base import TrainingFrames
+from ssad_ray.pipelines.fit import without_fold
+from ssad_ray.pipelines.folds import assign_folds
+from ssad_ray.pipelines.prepare import prepare
+from ssad_ray.pipelines.run import open_run
+
+
+def rows(count: int, group_size: int = 1) -> list[ManifestRow]:
+    return [ManifestRow(f"{i}.png@0", f"/{i}.png", "part", str(i // group_size)) for i in range(count)]
+
+
+def test_a_run_goes_on_with_its_config_and_refuses_another(tmp_path):
+    open_run(tmp_path, RunConfig())
+    open_run(tmp_path, validate_config({"resources": {"train_workers": 2}, "rounds": 3}))
+    with pytest.raises(ConfigError, match=r"input\.size_px \(128, now 256\)"):
+        open_run(tmp_path, validate_config({"input": {"size_px": 256}}))
+
+
+def test_a_run_without_champion_or_data_says_what_to_do(tmp_path):
+    run = open_run(tmp_path, RunConfig())
+    with pytest.raises(ArtifactError, match="ssad fit"):
+        _ = run.champion
+    with pytest.raises(DataError, match="--data"):
+        run.rows("train")
+
+
+def test_a_promoted_artifact_is_the_champion(tmp_path):
+    run = open_run(tmp_path, RunConfig())
+    run.promote("unet-1")
+    assert run.champion == "unet-1"
+
+
+def test_preparing_twice_changes_nothing(tmp_path):
+    write_synthetic(tmp_path / "data", num_train=4, num_test_good=2, num_per_defect=2, height=64, width=96)
+    run = open_run(tmp_path / "run", RunConfig())
+    prepare(run, str(tmp_path / "data"), "full")
+    before = run.split_path.read_bytes(), run.manifest_path.read_bytes()
+    prepare(run, str(tmp_path / "nowhere"), "full")
+    assert (run.split_path.read_bytes(), run.manifest_path.read_bytes()) == before
+    assert len(run.good_rows()) == 4
+    assert all(row.defect_type == "good" for row in run.good_rows())
+    assert {row.sample_id for row in run.rows("online")}.isdisjoint(row.sample_id for row in run.rows("test"))
+
+
+def test_one_of_several_products_must_be_chosen(tmp_path):
+    for name in ("left", "right"):
+        plate = write_synthetic(tmp_path, num_train=4, num_test_good=2, num_per_defect=1, height=64, width=96)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        plate.rename(tmp_path / "data" / name)
+    run = open_run(tmp_path / "run", RunConfig())
+    with pytest.raises(ConfigError, match=r"2 products \(left, right\).*data\.category"):
+        prepare(run, str(tmp_path / "data"), "full")
+    chosen = open_run(tmp_path / "chosen", validate_config({"data": {"category": "left"}}))
+    prepare(chosen, str(tmp_path / "data"), "full")
+    assert {row.category for row in chosen.rows("online")} == {"left"}
+
+
+def test_too_many_unreadable_images_stop_a_run(tmp_path):
+    folder = write_synthetic(tmp_path / "data", num_train=4, num_test_good=2, num_per_defect=1, height=64, width=96)
+    for path in sorted(folder.glob("t*/*/*.png"))[:9]:
+        path.write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"9 of 12 images cannot be used.*max_error_fraction"):
+        prepare(open_run(tmp_path / "run", RunConfig()), str(tmp_path / "data"), "full")
+
+
+def test_folds_are_even_seeded_and_keep_groups_together():
+    folds = assign_folds(rows(20), 3, seed=0)
+    assert sorted(np.bincount(list(folds.values()))) == [6, 7, 7]
+    assert folds == assign_folds(rows(20), 3, seed=0)
+    assert folds != assign_folds(rows(20), 3, seed=1)
+    grouped = assign_folds(rows(20, group_size=4), 3, seed=0)
+    assert all(len({grouped[f"{i}.png@0"] for i in range(at, at + 4)}) == 1 for at in range(0, 20, 4))
+
+
+def test_too_few_good_images_for_the_folds_are_refused():
+    with pytest.raises(DataError, match=r"2 independent good images.*calibration\.folds"):
+        assign_folds(rows(2), 3, seed=0)
+
+
+def test_a_member_never_sees_its_own_fold():
+    frames = TrainingFrames.of_good(np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 3), np.uint8))
+    kept = without_fold(frames, [0, 1, 2, 0, 1, 2], fold=1)
+    assert sorted(kept.images_NHWC[:, 0, 0, 0]) == [0, 2, 3, 5]
+    assert kept.targets_NHW.shape == kept.weights_NHW.shape == (4, 2, 3)

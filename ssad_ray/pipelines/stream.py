@@ -33,11 +33,19 @@ Worker = Callable[[Sample, bytes], Mapping[str, Any]]
 
 Row = dict[str, Any]
 
+Refuse = Callable[[Sample, str], Row]
+"""Makes the row of an image that was not worked on, from its sample and the reason."""
+
 _MAX_ATTEMPTS = 2
 """Processes that may die over one image. More than one, because a process is also killed when memory is short."""
 
 _MAX_IMAGES_PER_TASK = 16
 _TASKS_PER_ACTOR = 8
+
+
+def null_row(sample: Sample, error: str) -> Row:
+    """Return the row of an image that was not worked on; what is missing here is None in the table."""
+    return {"sample_id": sample.sample_id, "error": error}
 
 
 def stream(
@@ -46,6 +54,7 @@ def stream(
     schema: pa.Schema,
     config: RunConfig,
     progress: Progress | None = None,
+    refuse: Refuse = null_row,
 ) -> Iterator[Row]:
     """Yield one row per image in the order of the manifest; the number of workers changes nothing in them.
 
@@ -58,16 +67,17 @@ def stream(
         schema: What a worker returns.
         config: The limits of the data, and the resources.
         progress: Called in this thread, first with no image done.
+        refuse: Makes the row of an image that was not worked on.
 
     Returns:
-        `sample_id`, the columns of the schema, and `error`: None, or why all columns of the schema are None.
+        `sample_id`, the columns of the schema, and `error`: None, or why there is nothing in the columns.
 
     Raises:
         UnavailableError: Ray does not start, or the cluster has too few CPUs or no GPU.
         InspectionError: What `make_worker` raised.
     """
     schema = pa.schema([pa.field("sample_id", pa.string()), *schema, pa.field("error", pa.string())])
-    job = Job(make_worker, schema, config.data.max_image_bytes, config.resources.threads_per_worker)
+    job = Job(make_worker, schema, refuse, config.data.max_image_bytes, config.resources.threads_per_worker)
     results = _in_this_process(job, rows) if config.resources.score_workers == 0 else _in_actors(job, rows, config)
     if progress is not None:
         progress(0, len(rows))
@@ -77,11 +87,6 @@ def stream(
         yield row
 
 
-def null_row(sample: Sample, error: str) -> Row:
-    """Return the row of an image that was not worked on; what is missing here is None in the table."""
-    return {"sample_id": sample.sample_id, "error": error}
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
     """What is done with every image.
@@ -89,16 +94,16 @@ class Job:
     Attributes:
         make_worker: Called once per actor.
         schema: All columns of the resulting rows.
+        refuse: Makes the row of an image that was not worked on.
         max_image_bytes: Larger files are refused.
         num_threads: CPU threads, and logical CPUs, of each actor.
-        refuse: Makes the row of an image that was not worked on, from its sample and the reason.
     """
 
     make_worker: Callable[[], Worker]
     schema: pa.Schema
+    refuse: Refuse
     max_image_bytes: int
     num_threads: int
-    refuse: Callable[[Sample, str], Row] = null_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +202,15 @@ class _Actor:
     def __init__(self, job: Job, run_id: str | None) -> None:
         make_repeatable(job.num_threads)
         self.job, self.run_id = job, run_id
-        self.worker = job.make_worker()
+        self.failure: Exception | None = None
+        try:
+            self.worker = job.make_worker()
+        except Exception as failure:
+            self.failure = failure  # raised here, Ray would make a text of it, and first try again
 
     def __call__(self, images: pa.Table) -> Iterator[pa.Table]:
+        if self.failure is not None:
+            raise self.failure
         for image in images.to_pylist():
             yield pa.Table.from_pylist([self._row(**image)], schema=self.job.schema)
 

@@ -45,13 +45,13 @@ def session(resources: ResourcesConfig, address: str | None = None, *, dashboard
 
 
 def unwrap(error: BaseException) -> InspectionError | None:
-    """Return our own error that Ray wrapped once or several times, if there is one."""
+    """Return a copy of our own error that Ray wrapped once or several times, if there is one."""
     pending, seen = [error], set()
     while pending:
         current = pending.pop()
         # An error that Ray copied into a class of its own has our type but not our message.
         if isinstance(current, InspectionError) and not isinstance(current, RayError):
-            return current
+            return type(current)(current.detail)  # without the advice that Ray Data appends to `args`
         seen.add(id(current))
         failures = getattr(current, "worker_failures", {}).values()
         inner = (current.__context__, current.__cause__, getattr(current, "cause", None), *failures)
@@ -66,7 +66,7 @@ def our_errors() -> Iterator[None]:
         yield
     except Exception as error:
         found = unwrap(error)
-        if found is None or found is error:
+        if found is None:
             raise
         raise found from error
 
@@ -165,7 +165,7 @@ def _quiet() -> Iterator[None]:
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)  # what it logs as an error it also raises
     try:
         with DataContext.current(context):
             yield

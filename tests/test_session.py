@@ -1,0 +1,81 @@
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+from ray.exceptions import RayTaskError
+from ray.train import WorkerGroupError
+
+from ssad_ray.config import ResourcesConfig
+from ssad_ray.errors import ArtifactError, UnavailableError
+from ssad_ray.pipelines.session import our_errors, session, unwrap
+
+RESOURCES = ResourcesConfig(object_store_bytes=128 << 20)
+
+
+def descendants(pid: int) -> set[int]:
+    children = {
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    }
+    return children.union(*(descendants(child) for child in children))
+
+
+def listeners(pids: set[int]) -> list[str]:
+    lines = subprocess.run(["ss", "-Hltnp"], check=True, capture_output=True, text=True).stdout.splitlines()
+    return [line.split()[3] for line in lines if pids & {int(pid) for pid in re.findall(r"pid=(\d+)", line)}]
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(not shutil.which("ss"), reason="lists sockets with ss")
+def test_a_session_is_private_listens_on_loopback_only_and_leaves_nothing_behind(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # a cluster that joining would wait for in vain
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with session(RESOURCES):
+        folder = Path(ray._private.worker._global_node.get_session_dir_path())
+        assert ray.cluster_resources()["CPU"] >= os.cpu_count() + 2
+        with session(RESOURCES):
+            pass
+        assert ray.get(ray.remote(lambda: 1).remote()) == 1
+        addresses = listeners({os.getpid(), *descendants(os.getpid())})
+        assert folder.exists()
+    assert len(addresses) > 5
+    assert all(re.match(r"127\.0\.0\.1:|\[(::1|::ffff:127\.0\.0\.1)\]:", address) for address in addresses), addresses
+    assert not ray.is_initialized()
+    assert not folder.parent.exists()
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_address_where_no_cluster_answers_is_refused_with_a_remedy():
+    with (
+        pytest.raises(UnavailableError, match=r"no Ray cluster answers at 'nowhere'[\s\S]*host:port"),
+        session(RESOURCES, "nowhere"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("wrap", [lambda e: e, lambda e: WorkerGroupError("failed", {0: ValueError("other"), 1: e})])
+def test_our_error_is_found_inside_whatever_ray_wraps_it_in(wrap):
+    ours = ArtifactError("broken")
+    ours.args = ("broken\nTo change retry attempts, configure Ray",)
+    copied = wrap(RayTaskError("work", "traceback", ours).as_instanceof_cause())
+    with pytest.raises(ArtifactError, match=r"^broken$"), our_errors():
+        raise RuntimeError("job failed") from copied
+
+
+def test_an_error_that_is_not_ours_stays_as_it_is():
+    assert unwrap(RayTaskError("work", "traceback", KeyError("other"))) is None
+    with pytest.raises(KeyError), our_errors():
+        raise KeyError("other")
+
+
+def test_importing_the_pipelines_starts_nothing_and_changes_no_environment():
+    code = (
+        "import os, cv2, ray; before = dict(os.environ); import ssad_ray.pipelines.label;"
+        "assert not ray.is_initialized(); assert dict(os.environ) == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

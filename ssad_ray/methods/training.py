@@ -6,6 +6,7 @@ equal thread counts).
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,8 @@ def train(
 def save_state(state: State, path: Path) -> None:
     """Write a checkpoint or a final state so that a reader sees the old one or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    # The worker of a driver that was killed may still be writing.
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     save_file(state, partial)
     partial.replace(path)
 

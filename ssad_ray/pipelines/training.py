@@ -1,0 +1,116 @@
+"""Train the members of an ensemble: as parallel Ray tasks, or each of them across the workers of Ray Train."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import ray
+from safetensors.numpy import load_file
+
+from ssad_ray.config import ResourcesConfig, RunConfig
+from ssad_ray.errors import ConfigError, UnavailableError
+from ssad_ray.methods.base import Method, State, TrainingFrames, TrainsByGradient
+from ssad_ray.methods.training import Progress
+from ssad_ray.pipelines.data_parallel import train_across_workers
+from ssad_ray.pipelines.member import MAX_FAILURES, Job, train_member, worker_environment
+from ssad_ray.pipelines.progress import BoardHandle, progress_board
+from ssad_ray.pipelines.session import our_errors
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member of an ensemble: what it learns from, and the seed of every random choice."""
+
+    frames: TrainingFrames
+    seed: int
+
+
+def train_members(
+    method: type[Method],
+    config: RunConfig,
+    members: Sequence[Member],
+    checkpoint_dir: Path,
+    progress: Progress | None = None,
+) -> list[State]:
+    """Train members on the running Ray and return their states, in order.
+
+    With `resources.train_workers` 0 every member is a Ray task of its own; with W workers the members are trained one
+    after another, each by all workers. Both give the same weights to the last bit. Killed and called again, it goes
+    on from the last checkpoints. Files are named by a digest of all that a result depends on, so a changed request
+    never goes on from a stale one.
+
+    Args:
+        method: Its `from_config` makes every member. A method that is not trained by gradient is fitted in a task.
+        config: The resolved config.
+        members: Frames and seeds.
+        checkpoint_dir: Checkpoints and final states; every node sees it at this path. The caller deletes it.
+        progress: Called in a thread of the driver with (steps done, steps in all, loss) over all members.
+
+    Raises:
+        ConfigError: More workers than shards, or a learning rate at which training diverges.
+        UnavailableError: GPUs are asked for and the cluster has none.
+    """
+    folder = checkpoint_dir.absolute()
+    prototype = method.from_config(config)
+    steps, shards = 1, None
+    if isinstance(prototype, TrainsByGradient):
+        steps, shards = prototype.training.steps, prototype.training.shards
+    num_workers = config.resources.train_workers if shards else 0
+    if shards and num_workers > shards:
+        raise ConfigError(
+            f"resources.train_workers is {num_workers}, but a batch has only training.shards = {shards} parts to share "
+            f"out; ask for at most {shards} workers, or raise training.shards (which changes the result)"
+        )
+    final_paths = [folder / f"{_key(method, config, member, at)}.safetensors" for at, member in enumerate(members)]
+    pending = [at for at, path in enumerate(final_paths) if not path.exists()]
+    if pending:
+        done, total = steps * (len(members) - len(pending)), steps * len(members)
+        with our_errors(), progress_board(done, total, progress) as board:
+            jobs = [Job(at, ray.put(members[at].frames), members[at].seed, final_paths[at]) for at in pending]
+            gpus = _gpus(config.resources)
+            if num_workers:
+                train_across_workers(method, config, jobs, board, use_gpu=gpus > 0)
+            else:
+                _train_in_tasks(method, config, jobs, board, gpus)
+    return [load_file(path) for path in final_paths]
+
+
+def _train_in_tasks(
+    method: type[Method], config: RunConfig, jobs: Sequence[Job], board: BoardHandle, gpus: int
+) -> None:
+    share = 1 / math.ceil(len(jobs) / gpus) if gpus else 0
+    task = ray.remote(train_member).options(
+        num_cpus=config.resources.threads_per_worker,
+        num_gpus=share,
+        max_retries=MAX_FAILURES,
+        runtime_env=worker_environment(share > 0),
+    )
+    running = [task.remote(method, config, job, job.frames, board) for job in jobs]
+    try:
+        ray.get(running)
+    except BaseException:
+        for each in running:
+            ray.cancel(each, force=True)
+        raise
+
+
+def _gpus(resources: ResourcesConfig) -> int:
+    available = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    if resources.use_gpu and not available:
+        raise UnavailableError(
+            "resources.use_gpu is true, but the cluster has no GPU; set it to false, or to null to take what is there"
+        )
+    return 0 if resources.use_gpu is False else available
+
+
+def _key(method: type[Method], config: RunConfig, member: Member, index: int) -> str:
+    """Return a file name made of all that a member's result depends on."""
+    digest = hashlib.sha256(f"{method.__qualname__} {member.seed} ".encode())
+    digest.update(config.model_dump_json(exclude={"resources"}).encode())
+    for array in (getattr(member.frames, field.name) for field in fields(member.frames)):
+        digest.update(f"{array.dtype} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return f"member-{index}-{digest.hexdigest()[:16]}"

@@ -9,7 +9,7 @@ from ray import cloudpickle
 
 from ssad_ray.config import RunConfig
 from ssad_ray.datasets.manifest import ManifestRow
-from ssad_ray.errors import ArtifactError
+from ssad_ray.errors import ArtifactError, DataError
 from ssad_ray.pipelines import stream as stream_module
 from ssad_ray.pipelines.session import session
 from ssad_ray.pipelines.stream import stream
@@ -86,7 +86,7 @@ def test_without_images_there_are_no_rows():
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("workers", "images_per_task"), [(1, 100), (2, 1), (2, 7)])
+@pytest.mark.parametrize(("workers", "images_per_task"), [(1, 7), (2, 1)])
 def test_neither_workers_nor_tasks_change_a_row(rows, workers, images_per_task, monkeypatch, ray_session):
     monkeypatch.setattr(stream_module.Pool, "images_per_task", lambda *_: images_per_task)
     steps = []
@@ -101,13 +101,20 @@ def test_an_image_that_kills_its_process_becomes_a_row_and_the_others_are_judged
     results = digests(rows, 1)
     assert [result["sample_id"] for result in results] == [row.sample_id for row in rows]
     assert [bool(result["error"]) for result in results] == [False, True, False, False]
-    assert "killed 2 processes" in results[1]["error"]
+    assert "killed 2 processes in a row" in results[1]["error"]
 
 
 @pytest.mark.ray
-def test_a_worker_that_cannot_be_made_ends_the_run_with_its_own_error(rows, ray_session):
-    with pytest.raises(ArtifactError, match=r"^the factor is missing$"):
-        list(stream(rows, partial(Digester, None), SCHEMA, config(1)))
+@pytest.mark.parametrize(
+    ("make_worker", "error", "text"),
+    [
+        (partial(Digester, None), ArtifactError, r"^the factor is missing$"),
+        (partial(os._exit, 1), DataError, "the worker of actor .* killed 2 processes in a row"),
+    ],
+)
+def test_a_worker_that_cannot_be_made_ends_the_run(rows, make_worker, error, text, ray_session):
+    with pytest.raises(error, match=text):
+        list(stream(rows, make_worker, SCHEMA, config(1)))
 
 
 @pytest.mark.ray

@@ -8,7 +8,7 @@ with `error`, and so does an image that kills the process of its actor.
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,9 @@ Refuse = Callable[[Sample, str], Row]
 _MAX_ATTEMPTS = 2
 """Processes that may die over one image. More than one, because a process is also killed when memory is short."""
 
+_FEW_IMAGES = 128
+"""Up to so many images are done before a pool of actors has started."""
+
 _MAX_IMAGES_PER_TASK = 16
 _TASKS_PER_ACTOR = 8
 
@@ -58,8 +61,8 @@ def stream(
 ) -> Iterator[Row]:
     """Yield one row per image in the order of the manifest; the number of workers changes nothing in them.
 
-    Runs in the session of the caller, or in a private one. With `resources.score_workers` = 0 the same code runs in
-    this process, without Ray.
+    Runs in the session of the caller, or in a private one; where `runs_here` says so, the same code runs in this
+    process, without Ray.
 
     Args:
         rows: The images. Those the manifest quarantined are not opened; their `error` is passed on.
@@ -78,13 +81,20 @@ def stream(
     """
     schema = pa.schema([pa.field("sample_id", pa.string()), *schema, pa.field("error", pa.string())])
     job = Job(make_worker, schema, refuse, config.data.max_image_bytes, config.resources.threads_per_worker)
-    results = _in_this_process(job, rows) if config.resources.score_workers == 0 else _in_actors(job, rows, config)
+    results = _in_this_process(job, rows) if runs_here(rows, config.resources) else _in_actors(job, rows, config)
     if progress is not None:
         progress(0, len(rows))
     for done, row in enumerate(results, start=1):
         if progress is not None:
             progress(done, len(rows))
         yield row
+
+
+def runs_here(rows: Sequence[ManifestRow], resources: ResourcesConfig) -> bool:
+    """Whether images are worked on in this process: when that is asked for, or when nothing is and they are few."""
+    if resources.score_workers is None:
+        return len(rows) <= _FEW_IMAGES
+    return resources.score_workers == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +213,10 @@ class _Actor:
         make_repeatable(job.num_threads)
         self.job, self.run_id = job, run_id
         self.failure: Exception | None = None
+        actor_id = ray.get_runtime_context().get_actor_id() if run_id else "of this process"
         try:
-            self.worker = job.make_worker()
+            with self._attempt(f"the worker of actor {actor_id}"):
+                self.worker = job.make_worker()
         except Exception as failure:
             self.failure = failure  # raised here, Ray would make a text of it, and first try again
 
@@ -219,7 +231,7 @@ class _Actor:
         if error is not None:
             return self.job.refuse(sample, error)
         try:
-            with nullcontext() if self.run_id is None else _attempt(self.run_id, sample.sample_id):
+            with self._attempt(sample.sample_id):
                 data = read_bytes(sample.uri, self.job.max_image_bytes)
                 return {"sample_id": sample.sample_id, **self.worker(sample, data)}
         except InspectionError as refusal:
@@ -227,18 +239,21 @@ class _Actor:
         except Exception as failure:
             return self.job.refuse(sample, f"{type(failure).__name__}: {failure}")
 
+    def _attempt(self, name: str) -> AbstractContextManager[None]:
+        return _attempt(self.run_id, name) if self.run_id else nullcontext()
+
 
 @contextmanager
-def _attempt(run_id: str, sample_id: str) -> Iterator[None]:
+def _attempt(run_id: str, name: str) -> Iterator[None]:
     """Leave a mark on the node's disk that only a dying process does not take away.
 
     Ray starts a dead actor anew and gives it the same images, again and again. The mark carries the run, so that
     what a killed run left behind counts for nothing.
     """
-    marker = _marker(run_id, uuid.uuid5(uuid.NAMESPACE_OID, sample_id).hex)
+    marker = _marker(run_id, uuid.uuid5(uuid.NAMESPACE_OID, name).hex)
     with marker.open("ab") as file:
         if file.tell() >= _MAX_ATTEMPTS:
-            raise DataError(f"killed {_MAX_ATTEMPTS} processes that worked on it; leave it out, or give more memory")
+            raise DataError(f"{name} killed {_MAX_ATTEMPTS} processes in a row; leave it out, or give more memory")
         file.write(b".")
     try:
         yield

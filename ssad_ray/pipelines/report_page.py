@@ -1,0 +1,178 @@
+"""The page of a run: one file of HTML that needs nothing else."""
+
+import base64
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from ssad_ray.core.drawing import colour_levels
+from ssad_ray.core.images import encode_png
+from ssad_ray.core.records import Calibration
+from ssad_ray.pipelines.report_chart import draw_chart
+from ssad_ray.pipelines.report_pictures import Illustration
+
+METRICS = {
+    "image_auroc": "Image AUROC",
+    "image_ap": "Image AP",
+    "pixel_auroc": "Pixel AUROC",
+    "pixel_ap": "Pixel AP",
+    "pixel_aupro": "AUPRO",
+    "pixel_f1_max": "Pixel F1 max",
+    "pooled_iou": "Pooled IoU",
+    "mean_iou": "Mean IoU",
+    "map_50": "mAP@50",
+}
+_CURVES = ("image_auroc", "pixel_ap", "pixel_aupro", "pooled_iou", "mean_iou")
+_MAX_LISTED = 20
+_STAGES = ("train", "online", "test", "unused")
+
+Facts = Mapping[str, Any]
+
+
+def render(
+    facts: Facts,
+    roles: Mapping[str, str],
+    calibrations: Mapping[str, Calibration | None],
+    stage: str,
+    illustrations: Sequence[Illustration],
+) -> str:
+    """Return the page.
+
+    Args:
+        facts: The content of report.json.
+        roles: Name -> role of every model, in the order of the table.
+        calibrations: Thresholds by name.
+        stage: Where the illustrations come from.
+        illustrations: Ordered by defect type.
+    """
+    environment = Environment(
+        loader=PackageLoader("ssad_ray", "pipelines"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figure": _figure, "duration": _duration, "data_uri": _data_uri, "breakable": _breakable}
+    metrics = _metrics_by_model(facts, roles)
+    rounds = facts["rounds"]
+    points = [("detector", facts["detector"]), *((f"round {each['round']}", each["metrics"]) for each in rounds)]
+    images = facts["counts"]["images"]
+    return environment.get_template("report.html.jinja").render(
+        facts=facts,
+        roles=roles,
+        headers=METRICS,
+        metrics=metrics,
+        best=_best(metrics, [name for name, role in roles.items() if not role.startswith("yardstick")]),
+        missing=why_missing(facts["detector"], facts["counts"]["evaluated"][_named(roles, "detector")]),
+        chart=draw_chart(points, {name: METRICS[name] for name in _CURVES}),
+        highlights=_highlights(facts, metrics),
+        rules=_rules(calibrations),
+        detector=_named(roles, "detector"),
+        segmenter=rounds[-1]["segmenter"],
+        stage=stage,
+        stages=_STAGES,
+        types=_count_types(images),
+        num_images=sum(sum(images[each].values()) for each in _STAGES),
+        groups=[(name, list(members)) for name, members in groupby(illustrations, lambda each: each.row.defect_type)],
+        num_shown=len(illustrations),
+        has_truth=any(each.row.defect_type is not None for each in illustrations),
+        colour_bar=encode_png(colour_levels(np.linspace(0.0, 1.0, 256)[np.newaxis])),
+        max_listed=_MAX_LISTED,
+    )
+
+
+def why_missing(metrics: Mapping[str, float | None], counts: Mapping[str, int]) -> list[str]:
+    """Say in words why figures are missing."""
+    good, defective = counts.get("good_images", 0), counts.get("defective_images", 0)
+    if good + defective == 0:
+        return ["No test image has a known truth, so no figure can be computed; the gate below needs none."]
+    reasons = []
+    if metrics["image_auroc"] is None:
+        reasons.append(
+            f"Image AUROC and AP rank defective above good images; the test stage has {defective} defective and "
+            f"{good} good ones."
+        )
+    if metrics["pixel_auroc"] is None or metrics["pooled_iou"] is None:
+        with_mask = counts.get("pixel_images", 0) - good
+        reasons.append(
+            f"Pixel figures and IoU need true masks; {with_mask} of {defective} defective test images have one."
+        )
+    if metrics["map_50"] is None:
+        reasons.append("mAP needs true boxes or masks; no defective test image has either.")
+    return reasons
+
+
+def _metrics_by_model(facts: Facts, roles: Mapping[str, str]) -> dict[str, Mapping[str, float | None]]:
+    of_round = {each["segmenter"]: each["metrics"] for each in facts["rounds"]}
+    return {name: of_round.get(name) or facts[role.partition(" ")[0]] for name, role in roles.items()}
+
+
+def _named(roles: Mapping[str, str], role: str) -> str:
+    return next(name for name, each in roles.items() if each == role)
+
+
+def _best(metrics: Mapping[str, Mapping[str, float | None]], names: Sequence[str]) -> dict[str, str]:
+    """Return the largest figure of each column, as it is printed; none where all are the same."""
+    columns = {metric: {_figure(metrics[name][metric]) for name in names} for metric in METRICS}
+    return {metric: max(texts - {"–"}) for metric, texts in columns.items() if len(texts - {"–"}) > 1}
+
+
+def _highlights(facts: Facts, metrics: Mapping[str, Mapping[str, float | None]]) -> list[tuple[str, str, str]]:
+    """Return (figure, what it is, about what) of the model in service, the few that say most."""
+    of_champion = metrics.get(facts["champion"], {})
+    found = [
+        (_figure(value), METRICS[name], "test images")
+        for name in ("image_auroc", "pixel_ap", "pooled_iou")
+        if (value := of_champion.get(name)) is not None
+    ]
+    gates = facts["label_quality"]["gates"].values()
+    judged = [each for gate in gates for each in (gate["champion"], gate["challenger"])]
+    for figures in [each for each in judged if each["name"] == facts["champion"]][-1:]:
+        recall, alarms = figures["planted_recall"], figures["false_alarms"]
+        found.append((f"{recall:.0%}", "planted defects found", f"{figures['num_planted']} on good images"))
+        found.append((str(alarms), "false alarms", f"{figures['num_good']} good images, cross-fitted"))
+    return found
+
+
+def _rules(calibrations: Mapping[str, Calibration | None]) -> dict[str, list[str]]:
+    """Return calibration rule -> names of the models that have it."""
+    rules: defaultdict[str, list[str]] = defaultdict(list)
+    for name, calibration in calibrations.items():
+        rules[calibration.rule if calibration else "Not calibrated."].append(name)
+    return dict(rules)
+
+
+def _count_types(images: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return the defect types, good first, then by falling number of images."""
+    totals: Counter[str] = Counter()
+    for counts in images.values():
+        totals.update(counts)
+    return sorted(totals, key=lambda name: (name != "good", -totals[name], name))
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(math.floor(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _breakable(path: str) -> Markup:
+    """Let a long path break after its slashes."""
+    return escape(path).replace("/", Markup("/<wbr>"))
+
+
+def _data_uri(data: bytes) -> str:
+    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -1,0 +1,144 @@
+"""What two models see in a few images, as small pictures and outlines for the report."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ssad_ray.config import RunConfig
+from ssad_ray.core.drawing import colour_map, outline, thumbnail_shape, to_jpeg
+from ssad_ray.core.images import decode, decode_mask, resize
+from ssad_ray.core.records import GOOD, Sample, Verdict
+from ssad_ray.core.regions import label_mask
+from ssad_ray.core.storage import read_bytes
+from ssad_ray.datasets.manifest import ManifestRow
+from ssad_ray.errors import DataError
+from ssad_ray.methods.artifact import load_artifact
+from ssad_ray.methods.judging import judge
+from ssad_ray.pipelines.stream import Progress, Row, stream
+
+MAX_PICTURES = 60
+
+_JUDGED = pa.struct(
+    [
+        ("score", pa.float64()),
+        ("p_value", pa.float64()),
+        ("is_anomalous", pa.bool_()),
+        ("num_regions", pa.int64()),
+        ("outline", pa.string()),
+    ]
+)
+_SCHEMA = pa.schema(
+    [
+        ("height", pa.int64()),
+        ("width", pa.int64()),
+        ("picture", pa.binary()),
+        ("map", pa.binary()),
+        ("detector", _JUDGED),
+        ("segmenter", _JUDGED),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Illustration:
+    """One image of the report.
+
+    Attributes:
+        row: Its place in the manifest.
+        seen: What `Illustrator` returned; only `error` is set where the image could not be judged.
+        truth: SVG path data of the true mask or boxes; None where there is neither.
+    """
+
+    row: ManifestRow
+    seen: Row
+    truth: str | None
+
+    def mistake(self, model: str) -> str | None:
+        """Name what is wrong with the verdict of `detector` or `segmenter`; None where it is right or truth unknown."""
+        if self.row.defect_type is None:
+            return None
+        is_anomalous = self.seen[model]["is_anomalous"]
+        if is_anomalous == (self.row.defect_type != GOOD):
+            return None
+        return "false alarm" if is_anomalous else "missed"
+
+
+def choose(rows: Sequence[ManifestRow], count: int) -> list[ManifestRow]:
+    """Return up to `count` images, evenly over defect types and evenly spread inside each, ordered by type."""
+    of_type: defaultdict[str, list[ManifestRow]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row.sample_id):
+        of_type[row.defect_type or ""].append(row)
+    rounds = chain.from_iterable(zip_longest(*([name] * len(members) for name, members in sorted(of_type.items()))))
+    names = [name for name in rounds if name is not None][:count]
+    return [
+        members[index * len(members) // names.count(name)]
+        for name, members in sorted(of_type.items())
+        for index in range(names.count(name))
+    ]
+
+
+def illustrate(
+    detector_path: Path, segmenter_path: Path, rows: Sequence[ManifestRow], config: RunConfig, progress: Progress
+) -> list[Illustration]:
+    """Let two models judge images, and draw what they say; ground truth is read here, not in the workers."""
+    results = stream(rows, partial(Illustrator, detector_path, segmenter_path, config), _SCHEMA, config, progress)
+    return [Illustration(row, seen, _truth(row, seen, config)) for row, seen in zip(rows, results, strict=True)]
+
+
+class Illustrator:
+    """The worker: judges an image with both models, and draws thumbnails."""
+
+    def __init__(self, detector_path: Path, segmenter_path: Path, config: RunConfig) -> None:
+        self.detector, self.segmenter = load_artifact(detector_path), load_artifact(segmenter_path)
+        self.config = config
+
+    def __call__(self, sample: Sample, data: bytes) -> Row:
+        """Return picture and map (of the segmenter) as JPEG, and what each model says."""
+        now = datetime.now(UTC)
+        image = decode(data, self.config.data.max_image_px)
+        height, width = thumbnail_shape(*image.shape[:2])
+        detector, _ = judge(self.detector, sample, data, self.config.data, now)
+        segmenter, anomaly_map = judge(self.segmenter, sample, data, self.config.data, now)
+        calibration = self.segmenter.calibration
+        assert calibration is not None, "an artifact that judges is calibrated"  # noqa: S101
+        return {
+            "height": height,
+            "width": width,
+            "picture": to_jpeg(resize(image, height, width)),
+            "map": to_jpeg(colour_map(resize(anomaly_map, height, width), calibration)),
+            "detector": _judged(detector, height, width),
+            "segmenter": _judged(segmenter, height, width),
+        }
+
+
+def _judged(verdict: Verdict, height: int, width: int) -> dict[str, Any]:
+    return {
+        "score": verdict.anomaly_score,
+        "p_value": verdict.p_value,
+        "is_anomalous": verdict.is_anomalous,
+        "num_regions": len(verdict.regions),
+        "outline": outline(label_mask(verdict.regions, verdict.height, verdict.width), height, width),
+    }
+
+
+def _truth(row: ManifestRow, seen: Row, config: RunConfig) -> str | None:
+    if seen["error"] is not None or row.height is None or row.width is None:
+        return None
+    height, width = seen["height"], seen["width"]
+    if row.mask_uri is not None:
+        try:
+            mask = decode_mask(read_bytes(row.mask_uri, config.data.max_image_bytes), row.height, row.width)
+        except DataError:
+            return None
+        return outline(mask, height, width)
+    scale = np.array([width / row.width, height / row.height] * 2)
+    corners = [np.array(true.box) * scale for true in row.boxes]
+    return "".join(f"M{x0:g} {y0:g}H{x1:g}V{y1:g}H{x0:g}Z" for x0, y0, x1, y1 in corners) or None

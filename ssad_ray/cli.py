@@ -12,7 +12,6 @@ import typer
 from ssad_ray.errors import InspectionError
 
 if TYPE_CHECKING:
-    from ssad_ray.config import RunConfig
     from ssad_ray.pipelines.run import Announce, Run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -33,6 +32,9 @@ ProtocolOption = Annotated[Protocol, typer.Option(help="How images are shared ou
 Config = Annotated[Path | None, typer.Option(help="YAML file with config fields.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=V", help="One config field; may be repeated.")]
 Seed = Annotated[int | None, typer.Option(help="Every random stream derives from it.", min=0)]
+InitFrom = Annotated[
+    Path | None, typer.Option(help="Start from this artifact of another product; it is judged beside the new ones.")
+]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster: auto, host:port or ray://host:port; none: this machine alone.")
 ]
@@ -90,12 +92,13 @@ def fit(
     config: Config = None,
     set_: Set = None,
     seed: Seed = None,
+    init_from: InitFrom = None,
     address: Address = None,
 ) -> None:
     """Learn a detector from the good images of the train stage."""
     from ssad_ray.pipelines.fit import fit as fit_detector
 
-    run = _open(out, config, set_, seed)
+    run = _open(out, config, set_, seed, init_from)
     name = f"{run.config.detector.name}-1"
     with _working(run, data, protocol, address) as announce:
         fit_detector(run, name, run.config.detector.name, announce)
@@ -172,10 +175,11 @@ def loop(
     yardstick: Annotated[
         bool, typer.Option("--yardstick", help="Also train on the true masks of the online stage, to compare.")
     ] = False,
+    init_from: InitFrom = None,
     address: Address = None,
 ) -> None:
     """Turn the whole loop: detector, labels, segmenter, gate, report."""
-    _loop(_open(out, config, set_, seed), data, protocol, address, with_yardstick=yardstick)
+    _loop(_open(out, config, set_, seed, init_from), data, protocol, address, with_yardstick=yardstick)
 
 
 def main() -> None:
@@ -195,16 +199,16 @@ def _loop(run: "Run", data: str | None, protocol: Protocol, address: str | None,
     typer.echo(f"champion: {run.champion}\nreport: {report_path}")
 
 
-def _resolved(config: Path | None, set_: list[str] | None, seed: int | None) -> "RunConfig":
+def _open(
+    out: Path, config: Path | None, set_: list[str] | None, seed: int | None, init_from: Path | None = None
+) -> "Run":
     from ssad_ray.config import load_config
-
-    return load_config(config, [*(set_ or ()), *([] if seed is None else [f"seed={seed}"])])
-
-
-def _open(out: Path, config: Path | None, set_: list[str] | None, seed: int | None) -> "Run":
     from ssad_ray.pipelines.run import open_run
 
-    return open_run(out.absolute(), _resolved(config, set_, seed))
+    overrides = [*(set_ or ()), *([] if seed is None else [f"seed={seed}"])]
+    if init_from is not None:
+        overrides.append(f"detector.init_from={init_from.absolute()}")
+    return open_run(out.absolute(), load_config(config, overrides))
 
 
 def _reopen(out: Path) -> "Run":

@@ -90,6 +90,7 @@ class DetectorConfig(Section):
     """The pretext task: which method, and the options of each."""
 
     name: str = Field("draem", description="A name of the method table.")
+    init_from: str | None = Field(None, description="Artifact folder whose weights training starts from (transfer).")
     pixel_reference: PixelReferenceConfig = PixelReferenceConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     draem: DraemConfig = DraemConfig()
@@ -124,7 +125,10 @@ class ResourcesConfig(Section):
 
     train_workers: int = Field(0, ge=0, le=1024, description="Ray Train workers; 0 trains in the driver's process.")
     score_workers: int | None = Field(
-        None, ge=0, le=4096, description="Scoring actors; 0 scores in the driver, None: one per core or GPU."
+        None,
+        ge=0,
+        le=4096,
+        description="Scoring actors; 0: score in the driver; None: one per core or GPU, none for few images.",
     )
     threads_per_worker: int = Field(1, ge=1, le=256, description="CPU threads of each worker.")
     use_gpu: bool | None = Field(None, description="None: use GPUs if the cluster has any.")

@@ -107,7 +107,8 @@ def _to_stride(length: float) -> int:
 
 def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     thumbnail = cv2.resize(image, (_THUMBNAIL_PX, _THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
-    return thumbnail.astype(np.float32).mean(axis=2, dtype=np.float32)
+    grey: NDArray[np.float32] = thumbnail.mean(axis=2, dtype=np.float32)
+    return grey
 
 
 def _enlarge(anomaly_map: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:

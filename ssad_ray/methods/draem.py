@@ -23,7 +23,7 @@ from ssad_ray.methods.batches import Batch, planted_shard
 from ssad_ray.methods.losses import reconstruction_loss, segmentation_loss
 from ssad_ray.methods.networks import Reconstructor, UNet, doubling
 from ssad_ray.methods.reference import NUM_CHANNELS, NormalReference, frame_shape
-from ssad_ray.methods.training import load_network_state, network_state, train
+from ssad_ray.methods.training import load_network_state, network_state, start_from, train
 
 PLANTED_FRACTION = 0.75
 _LEVELS = 4
@@ -53,21 +53,24 @@ class DraemNetwork(nn.Module):
 class Draem:
     """The detector around the network; anomaly maps are defect logits."""
 
-    def __init__(self, config: DraemConfig) -> None:
+    def __init__(self, config: DraemConfig, init_from: str | None = None) -> None:
         self.config = config
+        self.init_from = init_from
         self.training = config.training
         self.network = DraemNetwork(config, 1, 1)
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
         """Make an unfitted detector."""
-        return cls(config.detector.draem)
+        return cls(config.detector.draem, config.detector.init_from)
 
     def initialise(self, frames: TrainingFrames, seed: int) -> None:
         """Draw initial weights and learn the reference from the good frames."""
         torch.manual_seed(seed)
         self.network = DraemNetwork(self.config, *frames.images_NHWC.shape[1:3])
         self.network.reference.learn(frames.images_NHWC[frames.is_good_N])
+        if self.init_from is not None:
+            start_from(self.network, self.init_from)
 
     def batch(self, frames: TrainingFrames, seed: int, step: int, shard: int) -> Batch:
         """Return good frames, most of them with a planted defect."""

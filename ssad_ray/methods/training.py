@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from ssad_ray.config import TrainingConfig
-from ssad_ray.errors import ConfigError
+from ssad_ray.errors import ArtifactError, ConfigError
 from ssad_ray.methods.base import State, TrainingFrames, TrainsByGradient
 from ssad_ray.methods.devices import device
 
@@ -171,6 +172,23 @@ def learning_rate(options: TrainingConfig, step: int) -> float:
         return options.learning_rate * (step + 1) / warmup
     phase = (step - warmup) / max(1, options.steps - warmup)
     return options.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + float(np.cos(np.pi * phase))))
+
+
+def start_from(network: nn.Module, artifact_path: str) -> None:
+    """Copy the trained weights of an artifact's first member; what is learnt otherwise (buffers) stays as it is.
+
+    Raises:
+        ArtifactError: No weights there, or weights of another network.
+    """
+    try:
+        saved = load_file(Path(artifact_path, "weights.safetensors"))
+        names = {name: f"0/network.{name}" for name, _ in network.named_parameters()}
+        weights = {name: torch.from_numpy(saved[key]) for name, key in names.items()}
+        network.load_state_dict(weights, strict=False)
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ArtifactError(
+            f"training cannot start from {artifact_path}: {error}. Needed is an artifact of the same method and widths"
+        ) from error
 
 
 def network_state(network: nn.Module, prefix: str = "network.") -> State:

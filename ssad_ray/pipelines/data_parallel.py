@@ -43,10 +43,9 @@ class _Work:
 
 
 def train_across_workers(
-    method: type[Method], config: RunConfig, jobs: Sequence[Job], board: BoardHandle, *, use_gpu: bool
+    method: type[Method], config: RunConfig, jobs: Sequence[Job], board: BoardHandle, run_dir: Path, *, use_gpu: bool
 ) -> None:
-    """Write the final state of every job; checkpoints lie in a Ray Train run beside the first job's final state."""
-    first = jobs[0].final_path
+    """Write the final state of every job; Ray Train keeps the checkpoints in `run_dir` and goes on from them."""
     # A report waits for the controller's next look at its workers, by default up to 2 s.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     resources = config.resources
@@ -60,8 +59,8 @@ def train_across_workers(
             resources_per_worker={"CPU": resources.threads_per_worker} | ({"GPU": 1} if use_gpu else {}),
         ),
         run_config=ray_train.RunConfig(
-            name=f"workers-{first.stem}",
-            storage_path=str(first.parent),
+            name=run_dir.name,
+            storage_path=str(run_dir.parent),
             failure_config=ray_train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
             worker_runtime_env=worker_environment(use_gpu),  # type: ignore[call-arg]
@@ -71,8 +70,8 @@ def train_across_workers(
         with _keep_interrupt_handler():
             trainer.fit()
     except ray_train.WorkerGroupError as error:
-        causes = [getattr(failure, "_base_exc", None) for failure in error.worker_failures.values()]
-        for cause in causes:
+        for failure in error.worker_failures.values():
+            cause = getattr(failure, "_base_exc", None)
             if isinstance(cause, InspectionError):
                 raise cause from error
         raise

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -89,7 +90,7 @@ class FrameCutter:
     def __call__(self, sample: Sample, data: bytes) -> Row:
         """Return the frames of one image: one of the whole image, or several random tiles."""
         image = decode(data, self.config.data.max_image_px)
-        planes = [image, *self.targets(sample, image)]
+        planes: list[NDArray[Any]] = [image, *self.targets(sample, image)]
         count = 1 if self.plan.mode == "resize" else self.config.input.frames_per_image
         rng = generator(self.config.seed, "frames", sample.sample_id)
         frames = [random_frame(planes, self.plan, rng) for _ in range(count)]

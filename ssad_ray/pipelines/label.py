@@ -32,7 +32,17 @@ from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.judging import judge
 from ssad_ray.pipelines.run import Announce, Run
 from ssad_ray.pipelines.session import session
-from ssad_ray.pipelines.stream import Job, Progress, Row, fit_pool, input_table, ordered_context, stream, through_actors
+from ssad_ray.pipelines.stream import (
+    Job,
+    Progress,
+    Row,
+    fit_pool,
+    input_table,
+    ordered_context,
+    runs_here,
+    stream,
+    through_actors,
+)
 
 _COLUMNS = pa.schema([field for field in SCHEMA if field.name not in ("sample_id", "error")])
 _PROGRESS_INTERVAL_S = 1.0
@@ -59,8 +69,8 @@ def label(
 ) -> LabelVersion:
     """Judge images and seal the verdicts as a label version.
 
-    Called again after it was killed, it goes on where it was. With `resources.score_workers` = 0 it runs without Ray,
-    and starts over.
+    Called again after it was killed, it goes on where it was. Where `runs_here` says so it runs without
+    Ray, and starts over.
 
     Args:
         artifact_path: A calibrated artifact; every node sees it at this path.
@@ -84,7 +94,7 @@ def label(
     images_digest = digest(row.sample_id for row in rows)
     lineage = Lineage(artifact.name, artifact.calibration, config_digest, images_digest, parent)
     make_worker = partial(Judge, artifact_path, config.data, datetime.now(UTC))
-    if config.resources.score_workers == 0:
+    if runs_here(rows, config.resources):
         results = stream(rows, make_worker, _COLUMNS, config, progress, refuse)
         return write_labels(root_uri, version, map(from_row, results), lineage)
     job = Job(make_worker, SCHEMA, refuse, config.data.max_image_bytes, config.resources.threads_per_worker)

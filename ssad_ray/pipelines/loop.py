@@ -13,6 +13,7 @@ from ssad_ray.pipelines.label import label_online
 from ssad_ray.pipelines.report import Models, write_report
 from ssad_ray.pipelines.run import Announce, Run
 from ssad_ray.pipelines.train import train_on_labels, train_on_truth
+from ssad_ray.pipelines.transfer import fit_beside
 
 FLOOR = "pixel_reference"
 YARDSTICK = "unet-true-labels"
@@ -34,6 +35,10 @@ def run_loop(run: Run, announce: Announce, *, with_yardstick: bool = False) -> P
         fit(run, FLOOR, FLOOR, announce)
     with run.timed(f"fit {detector}"):
         fit(run, detector, run.config.detector.name, announce)
+    transfers = {}
+    if run.config.detector.init_from is not None:
+        with run.timed("transfer"):
+            transfers = fit_beside(run, Path(run.config.detector.init_from), announce)
     if not run.champion_path.exists():
         run.promote(detector)
     segmenters = []
@@ -51,7 +56,7 @@ def run_loop(run: Run, announce: Announce, *, with_yardstick: bool = False) -> P
     if with_yardstick:
         with run.timed(f"train {YARDSTICK}"):
             train_on_truth(run, YARDSTICK, detector, announce)
-    models = Models(FLOOR, detector, tuple(segmenters), YARDSTICK if with_yardstick else None)
+    models = Models(FLOOR, detector, tuple(segmenters), YARDSTICK if with_yardstick else None, transfers)
     for name in models.names:
         with run.timed(f"evaluate {name}"):
             evaluate_on_test(run, name, announce)

@@ -3,7 +3,7 @@
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +11,7 @@ from typing import Any, get_args
 from ssad_ray import __version__
 from ssad_ray.core.records import Stage
 from ssad_ray.datasets.manifest import ManifestRow
-from ssad_ray.labels.versions import list_versions, read_labels, read_lineage
+from ssad_ray.labels.versions import LabelVersion, list_versions, read_labels, read_lineage
 from ssad_ray.pipelines.report_page import render
 from ssad_ray.pipelines.report_pictures import MAX_PICTURES, choose, illustrate
 from ssad_ray.pipelines.run import Announce, Run, read_json, write_json, write_text
@@ -30,17 +30,20 @@ class Models:
         detector: The detector of round 1.
         segmenters: Of each round, in order; at least one.
         yardstick: The segmenter that learnt from true masks, where there is one.
+        transfers: Detectors beside one that was fine-tuned from another product's: role -> name.
     """
 
     floor: str
     detector: str
     segmenters: tuple[str, ...]
     yardstick: str | None
+    transfers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
         """All of them, in the order of the report."""
-        return (self.floor, self.detector, *self.segmenters, *([self.yardstick] if self.yardstick else []))
+        last = [self.yardstick] if self.yardstick else []
+        return (self.floor, *self.transfers.values(), self.detector, *self.segmenters, *last)
 
 
 def write_report(run: Run, models: Models, announce: Announce) -> Path:
@@ -77,6 +80,7 @@ def gather(run: Run, models: Models, rows: Mapping[Stage, list[ManifestRow]]) ->
         "detector": metrics[models.detector],
         "segmenter": metrics[models.segmenters[-1]],
         **({"yardstick": metrics[models.yardstick]} if models.yardstick else {}),
+        **({"transfer": {role: metrics[name] for role, name in models.transfers.items()}} if models.transfers else {}),
         "rounds": _rounds(models, metrics, gates),
         "label_quality": {
             "gates": gates,
@@ -114,7 +118,8 @@ def _rounds(models: Models, metrics: Mapping[str, Any], gates: Mapping[str, Any]
 
 def _roles(models: Models) -> dict[str, str]:
     """Return name -> what it is, in words."""
-    roles = {models.floor: "floor", models.detector: "detector"}
+    roles = {models.floor: "floor"} | {name: f"detector, {role}" for role, name in models.transfers.items()}
+    roles[models.detector] = "detector, fine-tuned" if models.transfers else "detector"
     roles |= {name: f"segmenter, round {number}" for number, name in enumerate(models.segmenters, start=1)}
     return roles | ({models.yardstick: "yardstick (true masks)"} if models.yardstick else {})
 
@@ -124,7 +129,8 @@ def _by_type(rows: Iterable[ManifestRow]) -> dict[str, int]:
     return dict(sorted(Counter(row.defect_type or "unlabelled" for row in usable).items()))
 
 
-def _refused(run: Run, label_versions: Iterable[str]) -> dict[str, str]:
+def _refused(run: Run, labels: Mapping[str, LabelVersion]) -> dict[str, str]:
     """Return the images that could be catalogued but not labelled, and why."""
-    verdicts = (verdict for name in label_versions for verdict in read_labels(str(run.labels_path), name))
+    incomplete = [name for name, each in labels.items() if each.counts["errors"]]
+    verdicts = (verdict for name in incomplete for verdict in read_labels(str(run.labels_path), name))
     return {verdict.sample_id.rpartition("@")[0]: verdict.error for verdict in verdicts if verdict.error}

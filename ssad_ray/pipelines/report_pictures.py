@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ssad_ray.config import RunConfig
+from ssad_ray.config import DataConfig, RunConfig
 from ssad_ray.core.drawing import colour_map, outline, thumbnail_shape, to_jpeg
 from ssad_ray.core.images import decode, decode_mask, resize
 from ssad_ray.core.records import GOOD, Sample, Verdict
@@ -90,7 +90,27 @@ def illustrate(
 ) -> list[Illustration]:
     """Let two models judge images, and draw what they say; ground truth is read here, not in the workers."""
     results = stream(rows, partial(Illustrator, detector_path, segmenter_path, config), _SCHEMA, config, progress)
-    return [Illustration(row, seen, _truth(row, seen, config)) for row, seen in zip(rows, results, strict=True)]
+    return [
+        Illustration(
+            row, seen, None if seen["error"] else true_outline(row, seen["height"], seen["width"], config.data)
+        )
+        for row, seen in zip(rows, results, strict=True)
+    ]
+
+
+def true_outline(row: ManifestRow, height: int, width: int, limits: DataConfig) -> str | None:
+    """Return the true mask, or else the true boxes, as SVG path data in a frame; None without usable ground truth."""
+    if row.height is None or row.width is None:
+        return None
+    if row.mask_uri is not None:
+        try:
+            mask = decode_mask(read_bytes(row.mask_uri, limits.max_image_bytes), row.height, row.width)
+        except DataError:
+            return None
+        return outline(mask, height, width)
+    scale = np.array([width / row.width, height / row.height] * 2)
+    boxes = [np.array(true.box) * scale for true in row.boxes]
+    return "".join(f"M{x0:g} {y0:g}H{x1:g}V{y1:g}H{x0:g}Z" for x0, y0, x1, y1 in boxes) or None
 
 
 class Illustrator:
@@ -127,18 +147,3 @@ def _judged(verdict: Verdict, height: int, width: int) -> dict[str, Any]:
         "num_regions": len(verdict.regions),
         "outline": outline(label_mask(verdict.regions, verdict.height, verdict.width), height, width),
     }
-
-
-def _truth(row: ManifestRow, seen: Row, config: RunConfig) -> str | None:
-    if seen["error"] is not None or row.height is None or row.width is None:
-        return None
-    height, width = seen["height"], seen["width"]
-    if row.mask_uri is not None:
-        try:
-            mask = decode_mask(read_bytes(row.mask_uri, config.data.max_image_bytes), row.height, row.width)
-        except DataError:
-            return None
-        return outline(mask, height, width)
-    scale = np.array([width / row.width, height / row.height] * 2)
-    corners = [np.array(true.box) * scale for true in row.boxes]
-    return "".join(f"M{x0:g} {y0:g}H{x1:g}V{y1:g}H{x0:g}Z" for x0, y0, x1, y1 in corners) or None

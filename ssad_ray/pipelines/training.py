@@ -51,28 +51,29 @@ def train_members(
 
     Raises:
         ConfigError: More workers than shards, or a learning rate at which training diverges.
-        UnavailableError: GPUs are asked for and the cluster has none.
+        UnavailableError: More GPUs are asked for than the cluster has.
     """
     folder = checkpoint_dir.absolute()
     prototype = method.from_config(config)
-    steps, shards = 1, None
-    if isinstance(prototype, TrainsByGradient):
-        steps, shards = prototype.training.steps, prototype.training.shards
-    num_workers = config.resources.train_workers if shards else 0
-    if shards and num_workers > shards:
+    training = prototype.training if isinstance(prototype, TrainsByGradient) else None
+    steps, num_workers = (training.steps, config.resources.train_workers) if training else (1, 0)
+    if training and num_workers > training.shards:
         raise ConfigError(
-            f"resources.train_workers is {num_workers}, but a batch has only training.shards = {shards} parts to share "
-            f"out; ask for at most {shards} workers, or raise training.shards (which changes the result)"
+            f"resources.train_workers is {num_workers}, but a batch has only training.shards = {training.shards} parts "
+            f"to share out; ask for at most {training.shards} workers, or raise training.shards (it changes the result)"
         )
-    final_paths = [folder / f"{_key(method, config, member, at)}.safetensors" for at, member in enumerate(members)]
-    pending = [at for at, path in enumerate(final_paths) if not path.exists()]
+    keys = [_key(method, config, member, index) for index, member in enumerate(members)]
+    final_paths = [folder / f"{key}.safetensors" for key in keys]
+    pending = [index for index, path in enumerate(final_paths) if not path.exists()]
     if pending:
+        gpus = _gpus(config.resources)
         done, total = steps * (len(members) - len(pending)), steps * len(members)
         with our_errors(), progress_board(done, total, progress) as board:
             jobs = [Job(at, ray.put(members[at].frames), members[at].seed, final_paths[at]) for at in pending]
-            gpus = _gpus(config.resources)
             if num_workers:
-                train_across_workers(method, config, jobs, board, use_gpu=gpus > 0)
+                # Named by all members, also by those that are done: called again, it must find its checkpoints.
+                run_dir = folder / f"workers-{hashlib.sha256(' '.join(keys).encode()).hexdigest()[:16]}"
+                train_across_workers(method, config, jobs, board, run_dir, use_gpu=gpus > 0)
             else:
                 _train_in_tasks(method, config, jobs, board, gpus)
     return [load_file(path) for path in final_paths]
@@ -103,7 +104,14 @@ def _gpus(resources: ResourcesConfig) -> int:
         raise UnavailableError(
             "resources.use_gpu is true, but the cluster has no GPU; set it to false, or to null to take what is there"
         )
-    return 0 if resources.use_gpu is False else available
+    if resources.use_gpu is False:
+        return 0
+    if 0 < available < resources.train_workers:
+        raise UnavailableError(
+            f"resources.train_workers is {resources.train_workers}, but the cluster has {available} GPUs; ask for at "
+            f"most {available} workers, or set resources.use_gpu to false"
+        )
+    return available
 
 
 def _key(method: type[Method], config: RunConfig, member: Member, index: int) -> str:

@@ -1,6 +1,7 @@
 """The command line: `ssad VERB`. Verbs import what they need when they run, so that `--help` answers at once."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -13,6 +14,8 @@ from ssad_ray.errors import InspectionError
 
 if TYPE_CHECKING:
     from ssad_ray.pipelines.run import Announce, Run
+
+_LOG_INTERVAL_S = 10.0
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -239,7 +242,7 @@ def _working(run: "Run", data: str | None, protocol: Protocol | None, address: s
 
 @contextmanager
 def _progress() -> Iterator["Announce"]:
-    """Show one line per piece of work: a bar on a terminal, a finished line elsewhere."""
+    """Show one bar per piece of work on a terminal, and elsewhere, as in a log, a line every ten seconds."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -250,14 +253,21 @@ def _progress() -> Iterator["Announce"]:
         TimeRemainingColumn,
     )
 
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
 
         def announce(title: str) -> Callable[..., None]:
             task = bars.add_task(title, total=None)
+            started = next_line = time.monotonic()
 
             def advance(done: int, total: int, *_: float) -> None:
+                nonlocal next_line
                 bars.update(task, completed=done, total=total)
+                now = time.monotonic()
+                if not console.is_terminal and (now >= next_line or done == total):
+                    console.print(f"{title}: {done} of {total}, {now - started:.0f} s", highlight=False)
+                    next_line = now + _LOG_INTERVAL_S
 
             return advance
 

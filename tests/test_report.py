@@ -13,6 +13,7 @@ import pytest
 from ssad_ray.config import load_config
 from ssad_ray.core.calibration import calibrate
 from ssad_ray.core.drawing import colour_map, outline, thumbnail_shape
+from ssad_ray.core.records import TrueBox
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.datasets.synthetic import write_synthetic
 from ssad_ray.methods.artifact import Artifact, save_artifact
@@ -27,11 +28,18 @@ from ssad_ray.pipelines.prepare import prepare
 from ssad_ray.pipelines.report import Models, write_report
 from ssad_ray.pipelines.report_chart import draw_chart
 from ssad_ray.pipelines.report_page import METRICS, why_missing
-from ssad_ray.pipelines.report_pictures import choose
+from ssad_ray.pipelines.report_pictures import choose, true_outline
 from ssad_ray.pipelines.run import Run, open_run, read_json, write_json
 
-MODELS = Models("pixel_reference", "draem-1", ("unet-1", "unet-2"), "unet-true-labels")
-BLUR_PX = {"pixel_reference": 0.5, "draem-1": 1.0, "unet-1": 1.0, "unet-2": 2.0, "unet-true-labels": 3.0}
+MODELS = Models("pixel_reference", "draem-1", ("unet-1", "unet-2"), "unet-true-labels", {"zero-shot": "draem-zero"})
+BLUR_PX = {
+    "pixel_reference": 0.5,
+    "draem-zero": 0.7,
+    "draem-1": 1.0,
+    "unet-1": 1.0,
+    "unet-2": 2.0,
+    "unet-true-labels": 3.0,
+}
 QUICK = (
     "resources.score_workers=0",
     "calibration.folds=2",
@@ -99,6 +107,7 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Run:
     (data_path / "list.csv").write_text("\n".join(listed))
     models = Models("pixel_reference", "draem-1", ("unet-1",), None)
     run = make_run(tmp_path_factory.mktemp("run"), data_path / "list.csv", models)
+    Path(run.rows("online")[0].uri).unlink()
     write_report(run, models, silent)
     return run
 
@@ -131,6 +140,7 @@ def test_the_figures_hold_what_was_measured(labelled: Run) -> None:
     assert facts["champion"] == "unet-2"
     assert facts["segmenter"] == read_json(labelled.evaluation_path("unet-2"))["metrics"]
     assert facts["detector"]["image_auroc"] > 0.5
+    assert facts["transfer"].keys() == {"zero-shot"}
     assert facts["yardstick"]["pixel_ap"] != facts["floor"]["pixel_ap"]
     assert [each["labels"] for each in facts["rounds"]] == ["draem-1", "draem-1"]
     assert [each["is_promoted"] for each in facts["rounds"]] == [False, True]
@@ -195,9 +205,11 @@ def test_unlabelled_data_gives_pictures_of_the_online_images_and_reasons(unlabel
     assert set(facts["detector"].values()) == {None}
     assert "yardstick" not in facts
     assert "no figure can be computed" in text
+    assert page_of(unlabelled).count('<td class="n">–</td>') >= 3 * len(METRICS)
     assert "online images with their automatic labels" in text
     assert "Ground truth" not in text
-    assert text.count("score ") == 2 * facts["counts"]["images"]["online"]["unlabelled"]
+    assert text.count("score ") == 2 * (facts["counts"]["images"]["online"]["unlabelled"] - 1)
+    assert text.count("not judged: ") == 1
 
 
 def test_the_report_is_strict_json(unlabelled: Run) -> None:
@@ -252,11 +264,20 @@ def test_the_colours_are_anchored_on_the_calibration() -> None:
 def test_an_outline_shows_the_smallest_defect_and_holes() -> None:
     mask = np.zeros((1000, 2000), bool)
     mask[990, 1990] = True
-    assert outline(mask, 100, 200) == "M199 99L200 99L200 100L199 100Z" or outline(mask, 100, 200).count("L") == 3
+    corners = re.findall(r"(\d+) (\d+)", outline(mask, 100, 200))
+    assert sorted(corners) == [("199", "100"), ("199", "99"), ("200", "100"), ("200", "99")]
     ring = np.ones((30, 40), bool)
     ring[10:20, 10:30] = False
     assert outline(ring, 30, 40).count("M") == 2
     assert outline(np.zeros((5, 6), bool), 5, 6) == ""
+
+
+def test_boxes_stand_in_for_a_mask_and_a_broken_mask_for_nothing(tmp_path: Path) -> None:
+    limits = load_config().data
+    row = ManifestRow("a@0", "", "c", "a", boxes=(TrueBox((10, 20, 30, 60), "x"),), height=100, width=200)
+    assert true_outline(row, 50, 100, limits) == "M5 10H15V30H5Z"
+    assert true_outline(replace(row, mask_uri=str(tmp_path / "absent.png")), 50, 100, limits) is None
+    assert true_outline(replace(row, boxes=()), 50, 100, limits) is None
 
 
 def test_thumbnails_fit_and_are_never_enlarged() -> None:

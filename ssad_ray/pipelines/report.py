@@ -12,7 +12,7 @@ from ssad_ray import __version__
 from ssad_ray.core.records import Stage
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.labels.versions import LabelVersion, list_versions, read_labels, read_lineage
-from ssad_ray.pipelines.report_page import render
+from ssad_ray.pipelines.report_page import ReportedModel, render
 from ssad_ray.pipelines.report_pictures import MAX_PICTURES, choose, illustrate
 from ssad_ray.pipelines.run import Announce, Run, read_json, write_json, write_text
 
@@ -60,16 +60,18 @@ def write_report(run: Run, models: Models, announce: Announce) -> Path:
     shown = choose(rows[stage], MAX_PICTURES)
     progress = announce("report: pictures")
     illustrations = illustrate(run.model_path(models.detector), last, shown, run.config, progress)
-    calibrations = {name: run.artifact(name).calibration for name in models.names}
+    reported = [
+        ReportedModel(name, role, _metrics(run, name), run.artifact(name).calibration, name == models.yardstick)
+        for name, role in _roles(models).items()
+    ]
     page_path = run.report_path.with_suffix(".html")
-    write_text(page_path, render(facts, _roles(models), calibrations, stage, illustrations))
+    write_text(page_path, render(facts, reported, stage, illustrations))
     return page_path
 
 
 def gather(run: Run, models: Models, rows: Mapping[Stage, list[ManifestRow]]) -> Facts:
     """Return the content of report.json."""
-    evaluations = {name: read_json(run.evaluation_path(name)) for name in models.names}
-    metrics = {name: evaluation["metrics"] for name, evaluation in evaluations.items()}
+    metrics = {name: _metrics(run, name) for name in models.names}
     labels = {name: read_lineage(str(run.labels_path), name) for name in list_versions(str(run.labels_path))}
     gates = {name: read_json(run.gate_path(name)) for name in models.segmenters}
     every_row = [row for members in rows.values() for row in members]
@@ -91,7 +93,7 @@ def gather(run: Run, models: Models, rows: Mapping[Stage, list[ManifestRow]]) ->
         },
         "counts": {
             "images": {stage: _by_type(members) for stage, members in rows.items()},
-            "evaluated": {name: evaluation["counts"] for name, evaluation in evaluations.items()},
+            "evaluated": {name: read_json(run.evaluation_path(name))["counts"] for name in models.names},
             "regions": {name: each.counts["regions"] for name, each in labels.items()},
             "quarantined": {row.path: row.error for row in every_row if row.error} | _refused(run, labels),
             "warnings": {row.path: row.warning for row in every_row if row.warning},
@@ -103,6 +105,11 @@ def gather(run: Run, models: Models, rows: Mapping[Stage, list[ManifestRow]]) ->
             **{name: version(package) for name, package in _PACKAGES.items()},
         },
     }
+
+
+def _metrics(run: Run, name: str) -> dict[str, float | None]:
+    metrics: dict[str, float | None] = read_json(run.evaluation_path(name))["metrics"]
+    return metrics
 
 
 def _rounds(models: Models, metrics: Mapping[str, Any], gates: Mapping[str, Any]) -> list[Facts]:

@@ -4,6 +4,7 @@ import base64
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -33,21 +34,34 @@ _MAX_LISTED = 20
 _STAGES = ("train", "online", "test", "unused")
 
 Facts = Mapping[str, Any]
+Metrics = Mapping[str, float | None]
 
 
-def render(
-    facts: Facts,
-    roles: Mapping[str, str],
-    calibrations: Mapping[str, Calibration | None],
-    stage: str,
-    illustrations: Sequence[Illustration],
-) -> str:
+@dataclass(frozen=True, slots=True)
+class ReportedModel:
+    """A row of the table of figures.
+
+    Attributes:
+        name: Of the artifact.
+        role: In words.
+        metrics: On the test stage.
+        calibration: Its thresholds.
+        is_yardstick: Whether it learnt from ground truth, and so takes no part in the comparison.
+    """
+
+    name: str
+    role: str
+    metrics: Metrics
+    calibration: Calibration | None
+    is_yardstick: bool = False
+
+
+def render(facts: Facts, models: Sequence[ReportedModel], stage: str, illustrations: Sequence[Illustration]) -> str:
     """Return the page.
 
     Args:
         facts: The content of report.json.
-        roles: Name -> role of every model, in the order of the table.
-        calibrations: Thresholds by name.
+        models: In the order of the table.
         stage: Where the illustrations come from.
         illustrations: Ordered by defect type.
     """
@@ -59,22 +73,21 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {"figure": _figure, "duration": _duration, "data_uri": _data_uri, "breakable": _breakable}
-    metrics = _metrics_by_model(facts, roles)
     rounds = facts["rounds"]
+    detector, segmenter = rounds[0]["labels"], rounds[-1]["segmenter"]
     points = [("detector", facts["detector"]), *((f"round {each['round']}", each["metrics"]) for each in rounds)]
     images = facts["counts"]["images"]
     return environment.get_template("report.html.jinja").render(
         facts=facts,
-        roles=roles,
+        models=models,
         headers=METRICS,
-        metrics=metrics,
-        best=_best(metrics, [name for name, role in roles.items() if not role.startswith("yardstick")]),
-        missing=why_missing(facts["detector"], facts["counts"]["evaluated"][_named(roles, "detector")]),
+        best=_best([model.metrics for model in models if not model.is_yardstick]),
+        missing=why_missing(facts["detector"], facts["counts"]["evaluated"][detector]),
         chart=draw_chart(points, {name: METRICS[name] for name in _CURVES}),
-        highlights=_highlights(facts, metrics),
-        rules=_rules(calibrations),
-        detector=_named(roles, "detector"),
-        segmenter=rounds[-1]["segmenter"],
+        highlights=_highlights(facts, {model.name: model.metrics for model in models}),
+        rules=_rules(models),
+        detector=detector,
+        segmenter=segmenter,
         stage=stage,
         stages=_STAGES,
         types=_count_types(images),
@@ -87,7 +100,7 @@ def render(
     )
 
 
-def why_missing(metrics: Mapping[str, float | None], counts: Mapping[str, int]) -> list[str]:
+def why_missing(metrics: Metrics, counts: Mapping[str, int]) -> list[str]:
     """Say in words why figures are missing."""
     good, defective = counts.get("good_images", 0), counts.get("defective_images", 0)
     if good + defective == 0:
@@ -108,22 +121,13 @@ def why_missing(metrics: Mapping[str, float | None], counts: Mapping[str, int]) 
     return reasons
 
 
-def _metrics_by_model(facts: Facts, roles: Mapping[str, str]) -> dict[str, Mapping[str, float | None]]:
-    of_round = {each["segmenter"]: each["metrics"] for each in facts["rounds"]}
-    return {name: of_round.get(name) or facts[role.partition(" ")[0]] for name, role in roles.items()}
-
-
-def _named(roles: Mapping[str, str], role: str) -> str:
-    return next(name for name, each in roles.items() if each == role)
-
-
-def _best(metrics: Mapping[str, Mapping[str, float | None]], names: Sequence[str]) -> dict[str, str]:
+def _best(rows: Sequence[Metrics]) -> dict[str, str]:
     """Return the largest figure of each column, as it is printed; none where all are the same."""
-    columns = {metric: {_figure(metrics[name][metric]) for name in names} for metric in METRICS}
+    columns = {metric: {_figure(row[metric]) for row in rows} for metric in METRICS}
     return {metric: max(texts - {"–"}) for metric, texts in columns.items() if len(texts - {"–"}) > 1}
 
 
-def _highlights(facts: Facts, metrics: Mapping[str, Mapping[str, float | None]]) -> list[tuple[str, str, str]]:
+def _highlights(facts: Facts, metrics: Mapping[str, Metrics]) -> list[tuple[str, str, str]]:
     """Return (figure, what it is, about what) of the model in service, the few that say most."""
     of_champion = metrics.get(facts["champion"], {})
     found = [
@@ -135,16 +139,16 @@ def _highlights(facts: Facts, metrics: Mapping[str, Mapping[str, float | None]])
     judged = [each for gate in gates for each in (gate["champion"], gate["challenger"])]
     for figures in [each for each in judged if each["name"] == facts["champion"]][-1:]:
         recall, alarms = figures["planted_recall"], figures["false_alarms"]
-        found.append((f"{recall:.0%}", "planted defects found", f"{figures['num_planted']} on good images"))
+        found.append((f"{100 * recall:.1f} %", "planted defects found", f"{figures['num_planted']} on good images"))
         found.append((str(alarms), "false alarms", f"{figures['num_good']} good images, cross-fitted"))
     return found
 
 
-def _rules(calibrations: Mapping[str, Calibration | None]) -> dict[str, list[str]]:
+def _rules(models: Sequence[ReportedModel]) -> dict[str, list[str]]:
     """Return calibration rule -> names of the models that have it."""
     rules: defaultdict[str, list[str]] = defaultdict(list)
-    for name, calibration in calibrations.items():
-        rules[calibration.rule if calibration else "Not calibrated."].append(name)
+    for model in models:
+        rules[model.calibration.rule if model.calibration else "Not calibrated."].append(model.name)
     return dict(rules)
 
 

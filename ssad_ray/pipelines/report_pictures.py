@@ -91,16 +91,17 @@ def illustrate(
     """Let two models judge images, and draw what they say; ground truth is read here, not in the workers."""
     results = stream(rows, partial(Illustrator, detector_path, segmenter_path, config), _SCHEMA, config, progress)
     return [
-        Illustration(
-            row, seen, None if seen["error"] else true_outline(row, seen["height"], seen["width"], config.data)
-        )
+        Illustration(row, seen, true_outline(row, seen["height"], seen["width"], config.data))
         for row, seen in zip(rows, results, strict=True)
     ]
 
 
-def true_outline(row: ManifestRow, height: int, width: int, limits: DataConfig) -> str | None:
-    """Return the true mask, or else the true boxes, as SVG path data in a frame; None without usable ground truth."""
-    if row.height is None or row.width is None:
+def true_outline(row: ManifestRow, height: int | None, width: int | None, limits: DataConfig) -> str | None:
+    """Return the true mask, or else the true boxes, as SVG path data in a frame of this size.
+
+    None without a frame (the image could not be judged) or without usable ground truth.
+    """
+    if not (row.height and row.width and height and width):
         return None
     if row.mask_uri is not None:
         try:

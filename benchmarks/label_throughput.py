@@ -2,23 +2,22 @@
 
     python benchmarks/label_throughput.py [--images 200] [--data FOLDER] [--artifact PATH]
 
-A rate is images divided by the time from the first image's start to the last one's end; what Ray needs to start is
-printed beside it. Each is measured for N and 4 N images, to show that memory does not grow with them.
+A rate is images divided by the time from the first image's start to the last one's end; what the actors need to start
+is printed beside it. CPU time per image, of the process that judges and, for Ray, of the driver from the call on, tells
+on a busy machine what the rate cannot. Each is measured for N and 4 N images, to show that memory (peak resident, MiB) does not grow with them.
 """
 
 import argparse
 import os
+import resource
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +28,7 @@ from ssad_ray.core.calibration import calibrate
 from ssad_ray.core.framing import make_plan, to_frames
 from ssad_ray.core.images import encode_png
 from ssad_ray.core.records import Sample
+from ssad_ray.core.storage import read_bytes
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.labels.rows import SCHEMA
 from ssad_ray.methods.artifact import Artifact, save_artifact
@@ -36,21 +36,34 @@ from ssad_ray.methods.base import TrainingFrames
 from ssad_ray.methods.pixel_reference import PixelReference
 from ssad_ray.pipelines.label import Judge
 from ssad_ray.pipelines.session import session
-from ssad_ray.pipelines.stream import stream
+from ssad_ray.pipelines.stream import Row, stream
 
 SIDE_PX = 900
 DISTINCT_IMAGES = 40
-COLUMNS = pa.schema([*SCHEMA, ("started", pa.float64()), ("ended", pa.float64()), ("cpu_s", pa.float64())])
+CLOCKS = ("started", "ended", "cpu_before", "cpu_after", "peak_mib")
+COLUMNS = pa.schema(
+    [
+        *(field for field in SCHEMA if field.name not in ("sample_id", "error")),
+        *((name, pa.float64()) for name in CLOCKS),
+        ("pid", pa.int64()),
+    ]
+)
 
 
 class TimedJudge(Judge):
-    """Also tells when it began and ended, and how long the CPU worked."""
+    """Also tells when it began and ended, and what its process used."""
 
-    def __call__(self, sample: Sample, data: bytes) -> dict[str, Any]:
+    def __call__(self, sample: Sample, data: bytes) -> Row:
         """Return the row of an image."""
-        started, cpu = time.time(), time.process_time()
+        before = time.time(), time.process_time()
         row = super().__call__(sample, data)
-        return {**row, "started": started, "ended": time.time(), "cpu_s": time.process_time() - cpu}
+        clocks = (before[0], time.time(), before[1], time.process_time(), peak_mib())
+        return {**row, **dict(zip(CLOCKS, clocks, strict=True)), "pid": os.getpid()}
+
+
+def peak_mib() -> float:
+    """Return the largest resident memory this process ever had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def picture(number: int) -> NDArray[np.uint8]:
@@ -80,68 +93,39 @@ def make_artifact(path: Path) -> None:
     save_artifact(replace(artifact, calibration=calibrate(scores, maps, 0.1, 1e-4, 1e-3)), path)
 
 
-def pss_mib(pid: int) -> float:
-    """Return a process's share of the memory it uses, MiB."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
-    except (OSError, StopIteration):
-        return 0.0
-
-
-def actors() -> list[int]:
-    """Return the processes of Ray Data's actors."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if "MapWorker" in (process / "cmdline").read_text(encoding="utf-8", errors="replace"):
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
-
-
-@contextmanager
-def peak_memory() -> Iterator[dict[str, float]]:
-    """Give the body a mapping that holds the peaks when the body has ended."""
-    peaks = {"driver": 0.0, "actor": 0.0}
-    finished = threading.Event()
-
-    def watch() -> None:
-        while not finished.wait(0.5):
-            peaks["driver"] = max(peaks["driver"], pss_mib(os.getpid()))
-            peaks["actor"] = max([peaks["actor"], *(pss_mib(pid) for pid in actors())])
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield peaks
-    finally:
-        finished.set()
-        watcher.join()
+def plain_loop(rows: list[ManifestRow], make_worker: Callable[[], TimedJudge], max_bytes: int) -> Iterator[Row]:
+    """Judge without any of the stream."""
+    worker = make_worker()
+    for row in rows:
+        yield {"error": None, **worker(row.sample, read_bytes(row.uri, max_bytes))}
 
 
 def measure(rows: list[ManifestRow], artifact_path: Path, workers: int) -> None:
     """Judge all rows and print a line."""
     config = RunConfig(resources={"score_workers": workers})
-    columns = pa.schema([field for field in COLUMNS if field.name not in ("sample_id", "error")])
     make_worker = partial(TimedJudge, artifact_path, config.data, datetime.now(UTC))
     begun = time.time()
-    started, ended, cpu_s, errors = [], [], 0.0, 0
-    with peak_memory() as peaks:
-        for row in stream(rows, make_worker, columns, config):
-            if row["error"]:
-                errors += 1
-                continue
-            started.append(row["started"])
-            ended.append(row["ended"])
-            cpu_s += row["cpu_s"]
-    rate = len(started) / (max(ended) - min(started))
-    name = f"Ray, {workers} actor{'s' if workers > 1 else ''}" if workers else "loop"
+    results = (
+        stream(rows, make_worker, COLUMNS, config)
+        if workers
+        else plain_loop(rows, make_worker, config.data.max_image_bytes)
+    )
+    cpu_driver = time.process_time()
+    clocks = [{name: row[name] for name in (*CLOCKS, "pid")} for row in results if row["error"] is None]
+    cpu_driver = time.process_time() - cpu_driver if workers else 0.0
+    started = min(row["started"] for row in clocks)
+    rate = len(clocks) / (max(row["ended"] for row in clocks) - started)
+    cpu_judging = sum(
+        max(row["cpu_after"] for row in clocks if row["pid"] == pid)
+        - min(row["cpu_before"] for row in clocks if row["pid"] == pid)
+        for pid in {row["pid"] for row in clocks}
+    )
+    name = f"Ray, {workers} actor{'s' if workers > 1 else ''}" if workers else "plain loop"
+    actor_mib = max(row["peak_mib"] for row in clocks) if workers else 0
     print(
-        f"{name:14} {len(rows):6} {errors:6} {min(started) - begun:11.1f} {time.time() - begun:8.1f} {rate:9.2f} "
-        f"{rate / max(1, workers):9.2f} {1000 * cpu_s / len(started):13.1f} {peaks['driver']:7.0f} "
-        f"{peaks['actor']:6.0f}",
+        f"{name:14} {len(rows):6} {len(rows) - len(clocks):6} {started - begun:11.1f} {time.time() - begun:8.1f} "
+        f"{rate:9.2f} {rate / max(1, workers):9.2f} {1000 * cpu_judging / len(clocks):7.1f} "
+        f"{1000 * cpu_driver / len(clocks):7.1f} {peak_mib():10.0f} {actor_mib:6.0f}",
         flush=True,
     )
 
@@ -164,8 +148,10 @@ def main() -> None:
         rows = list(islice(named, 4 * options.images))
         begun = time.time()
         with session(RunConfig(resources={"score_workers": 2}).resources):
-            print(f"Ray itself started in {time.time() - begun:.1f} s; {os.cpu_count()} cores; memory is PSS, MiB\n")
-            print("variant        images errors actors up/s  total/s  images/s  per core  CPU ms/image  driver  actor")
+            print(f"Ray itself started in {time.time() - begun:.1f} s; {os.cpu_count()} cores\n")
+            print(
+                "variant        images errors actors up/s  total/s  images/s  per core  CPU ms: driver  MiB: driver  actor"
+            )
             for count in (options.images, 4 * options.images):
                 for workers in (0, 1, 2):
                     measure(rows[:count], artifact_path, workers)

@@ -6,10 +6,10 @@ run's identity.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ssad_ray.errors import ConfigError
 
@@ -49,12 +49,18 @@ class TrainingConfig(Section):
     """How a network is trained."""
 
     steps: int = Field(600, ge=1, le=1_000_000, description="Optimizer steps.")
-    batch_size: int = Field(8, ge=2, le=4096, multiple_of=2, description="Images per step over all workers.")
+    batch_size: int = Field(8, ge=2, le=4096, description="Images per step over all workers, a multiple of shards.")
     learning_rate: float = Field(2e-3, gt=0.0, le=1.0, description="Peak of the cosine schedule (AdamW).")
     weight_decay: float = Field(1e-4, ge=0.0, le=1.0, description="AdamW's decoupled weight decay.")
     ema_decay: float = Field(0.99, ge=0.0, lt=1.0, description="Decay of the averaged weights that are kept.")
     shards: int = Field(2, ge=1, le=1024, description="Parts a batch is cut into: the largest useful worker count.")
     checkpoint_every: int = Field(100, ge=1, le=1_000_000, description="Steps between checkpoints.")
+
+    @model_validator(mode="after")
+    def _shards_fill_a_batch(self) -> Self:
+        if self.batch_size % self.shards:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of shards {self.shards}")
+        return self
 
 
 class PixelReferenceConfig(Section):
@@ -74,7 +80,7 @@ class AutoencoderConfig(Section):
 class DraemConfig(Section):
     """Joint reconstruction and discrimination of planted defects."""
 
-    width: int = Field(24, ge=8, le=512, multiple_of=8, description="Channels of the first block of both networks.")
+    width: int = Field(16, ge=8, le=512, multiple_of=8, description="Channels of the first block of both networks.")
     latent: int = Field(64, ge=1, le=4096, description="Channels of the reconstruction's bottleneck.")
     training: TrainingConfig = TrainingConfig()
 
@@ -82,7 +88,7 @@ class DraemConfig(Section):
 class UnetConfig(Section):
     """The segmenter of the downstream task."""
 
-    width: int = Field(24, ge=8, le=512, multiple_of=8, description="Channels of the first block.")
+    width: int = Field(16, ge=8, le=512, multiple_of=8, description="Channels of the first block.")
     training: TrainingConfig = TrainingConfig()
 
 
@@ -104,6 +110,12 @@ class CalibrationConfig(Section):
     pixel_fpr_high: float = Field(1e-4, gt=0.0, lt=1.0, description="Mean per-image pixel false-positive rate, seeds.")
     pixel_fpr_low: float = Field(1e-3, gt=0.0, lt=1.0, description="The same for the pixels a region grows over.")
 
+    @model_validator(mode="after")
+    def _seeds_are_rarer(self) -> Self:
+        if self.pixel_fpr_high >= self.pixel_fpr_low:
+            raise ValueError(f"pixel_fpr_high {self.pixel_fpr_high} is not below pixel_fpr_low {self.pixel_fpr_low}")
+        return self
+
 
 class SegmenterConfig(Section):
     """The downstream task."""
@@ -111,6 +123,12 @@ class SegmenterConfig(Section):
     unet: UnetConfig = UnetConfig()
     labelled_fraction: Fraction = Field(0.5, description="Share of a batch taken from labelled images.")
     planted_fraction: Fraction = Field(0.35, description="Share with planted defects; the rest are good images.")
+
+    @model_validator(mode="after")
+    def _shares_fit_a_batch(self) -> Self:
+        if self.labelled_fraction + self.planted_fraction > 1.0:
+            raise ValueError("labelled_fraction and planted_fraction are more than 1 together")
+        return self
 
 
 class GateConfig(Section):
@@ -159,16 +177,19 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunC
     if path is not None:
         try:
             loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"cannot read the config {path}: {error}") from error
         if loaded is not None and not isinstance(loaded, dict):
             raise ConfigError(f"the config {path} holds a {type(loaded).__name__}; a mapping of sections is needed")
         tree = loaded or {}
     for override in overrides:
         dotted, separator, text = override.partition("=")
-        if not separator or not dotted:
+        if not separator or not all(dotted.split(".")):
             raise ConfigError(f"--set takes dotted.path=value, for example seed=1; got {override!r}")
-        tree = with_override(tree, dotted, yaml.safe_load(text))
+        try:
+            tree = with_override(tree, dotted, yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
     return validate_config(tree)
 
 

@@ -111,7 +111,7 @@ def test_an_override_without_name_or_value_is_refused_with_an_example(override: 
         ("input.mode=zoom", r"input\.mode: .*'auto', 'resize' or 'tile' \(got 'zoom'\)"),
         ("calibration.false_alarm_level=0", r"calibration\.false_alarm_level: .*greater than 0 \(got 0\)"),
         ("calibration.false_alarm_level=1", r"calibration\.false_alarm_level: .*less than 1 \(got 1\)"),
-        ("detector.draem.training.batch_size=7", r"batch_size: .*multiple of 2 \(got 7\)"),
+        ("detector.draem.training.batch_size=7", r"batch_size 7 is not a multiple of shards 2"),
         ("data.max_error_fraction=.nan", r"data\.max_error_fraction: .* \(got nan\)"),
         ("detector=draem", r"detector: input should be a valid dictionary.* \(got 'draem'\)"),
     ],
@@ -223,3 +223,24 @@ def test_every_kind_of_error_ends_the_command_with_a_code_of_its_own() -> None:
     assert defined == set(ERRORS)
     assert [kind.exit_code for kind in ERRORS] == [1, 2, 3, 4, 5]
     assert all(issubclass(kind, InspectionError) for kind in ERRORS)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=[", "not YAML"),
+        ("seed.=3", r"dotted\.path=value"),
+        ("detector.draem.training.shards=3", "multiple of shards 3"),
+        ("segmenter.planted_fraction=0.7", "more than 1 together"),
+        ("calibration.pixel_fpr_high=0.5", "not below pixel_fpr_low"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_before_any_work(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(overrides=[override])
+
+
+def test_a_config_file_of_another_encoding_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_bytes("seed: 1 # Prüfung".encode("utf-16"))
+    with pytest.raises(ConfigError, match="cannot read the config"):
+        load_config(tmp_path / "config.yaml")

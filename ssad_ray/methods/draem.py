@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ssad_ray.config import DraemConfig, RunConfig
 from ssad_ray.methods.base import State, TrainingFrames, to_tensor
 from ssad_ray.methods.batches import Batch, planted_shard
-from ssad_ray.methods.losses import reconstruction_loss, segmentation_loss
+from ssad_ray.methods.losses import DEFECT_PRIOR, reconstruction_loss, segmentation_loss
 from ssad_ray.methods.networks import Reconstructor, UNet, doubling
 from ssad_ray.methods.reference import NUM_CHANNELS, NormalReference, frame_shape
 from ssad_ray.methods.training import load_network_state, network_state, start_from, train
@@ -39,7 +39,7 @@ class DraemNetwork(nn.Module):
         widths = doubling(config.width, _LEVELS, max(_WIDEST, config.width))
         self.reference = NormalReference(height, width)
         self.reconstructor = Reconstructor(3, 3, widths[:_RECONSTRUCTION_LEVELS], config.latent)
-        self.discriminator = UNet(NUM_CHANNELS + 6, 1, widths)
+        self.discriminator = UNet(NUM_CHANNELS + 6, 1, widths, DEFECT_PRIOR)
 
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Map images (B, 3, H, W) in [0, 1] to reconstructions (B, 3, H, W) and defect logits (B, H, W)."""

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+DEFECT_PRIOR = -3.0
+"""Logit that a network starts from: about one pixel in twenty is defective in training."""
+
 _SSIM_WINDOW_PX = 11
 _SSIM_SIGMA_PX = 1.5
 _SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2

@@ -15,7 +15,10 @@ _COARSE_BLOCK = 4
 
 
 class ConvBlock(nn.Sequential):
-    """Two 3x3 convolutions, each followed by GroupNorm and ReLU."""
+    """Two 3x3 convolutions, each followed by GroupNorm and leaky ReLU.
+
+    Leaky, because a plain one can die at the few defective pixels and then never learns them.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         layers: list[nn.Module] = []
@@ -23,7 +26,7 @@ class ConvBlock(nn.Sequential):
             layers += [
                 nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
                 nn.GroupNorm(max(1, out_channels // 8), out_channels),
-                nn.ReLU(inplace=True),
+                nn.LeakyReLU(0.1, inplace=True),
             ]
         super().__init__(*layers)
 
@@ -48,22 +51,24 @@ class Encoder(nn.Module):
 class UNet(nn.Module):
     """Encoder, decoder with skips, linear output at the frame's own resolution (Ronneberger et al. 2015).
 
-    The network works on 2x2 pixel blocks as channels: a quarter of the cost, at no loss of output resolution.
+    Logits start at `prior`: defects are rare, and that need not be learnt. The network works on 2x2 pixel blocks as
+    channels: a quarter of the cost, at no loss of output resolution.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, widths: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, out_channels: int, widths: Sequence[int], prior: float) -> None:
         super().__init__()
         self.encoder = Encoder(in_channels * _BLOCK**2, widths)
         ups = list(widths)[::-1]
         self.decoder = nn.ModuleList(ConvBlock(low + high, high) for low, high in pairwise(ups))
         self.head = nn.Conv2d(widths[0], out_channels * _BLOCK**2, 1)
+        self.prior = prior
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map (B, in, H, W) to (B, out, H, W)."""
         *skips, x = self.encoder(functional.pixel_unshuffle(x_BCHW, _BLOCK))
         for block, skip in zip(self.decoder, reversed(skips), strict=True):
             x = block(torch.cat([functional.interpolate(x, scale_factor=2, mode="nearest"), skip], dim=1))
-        return functional.pixel_shuffle(self.head(x), _BLOCK)
+        return self.prior + functional.pixel_shuffle(self.head(x), _BLOCK)
 
 
 class Reconstructor(nn.Module):

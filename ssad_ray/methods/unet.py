@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ssad_ray.config import RunConfig, SegmenterConfig
 from ssad_ray.methods.base import State, TrainingFrames, to_tensor
 from ssad_ray.methods.batches import Batch, planted_shard
-from ssad_ray.methods.losses import segmentation_loss
+from ssad_ray.methods.losses import DEFECT_PRIOR, segmentation_loss
 from ssad_ray.methods.networks import UNet, doubling
 from ssad_ray.methods.reference import NUM_CHANNELS, NormalReference, frame_shape
 from ssad_ray.methods.training import load_network_state, network_state, train
@@ -32,7 +32,7 @@ class UnetNetwork(nn.Module):
     def __init__(self, width_channels: int, height: int, width: int) -> None:
         super().__init__()
         self.reference = NormalReference(height, width)
-        self.unet = UNet(NUM_CHANNELS, 1, doubling(width_channels, _LEVELS, max(_WIDEST, width_channels)))
+        self.unet = UNet(NUM_CHANNELS, 1, doubling(width_channels, _LEVELS, max(_WIDEST, width_channels)), DEFECT_PRIOR)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map images (B, 3, H, W) in [0, 1] to defect logits (B, H, W)."""

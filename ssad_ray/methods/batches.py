@@ -23,6 +23,7 @@ HELD_OUT_FAMILIES = ("missing", "poisson")
 Batch = dict[str, NDArray[Any]]
 Planes = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]
 
+_ANOTHER = 0.5  # odds of one more plant
 _GAIN = 0.05
 _BIAS = 5.0  # grey levels
 _SHIFT = 0.015  # of the frame's sides
@@ -46,7 +47,7 @@ def planted_shard(
         seed: Of the training run.
         step: Of the optimizer.
         shard: Which part of the batch.
-        planted_fraction: Share of items that are good frames with one planted defect.
+        planted_fraction: Share of items that are good frames with planted defects.
         labelled_fraction: Share of items that are labelled frames; the rest are good frames as they are.
 
     Returns:
@@ -65,7 +66,7 @@ def planted_shard(
         image = clean
         if kind < labelled_fraction + planted_fraction:
             other = _draw(frames, frames.is_good_N, rng)[0]
-            image, mask = plant(clean, rng, TRAINING_FAMILIES, other)
+            image, mask = _planted(clean, other, rng)
             target = body(mask).astype(np.float32)
         items.append((clean, image, target, weight))
     names = ("clean", "image", "target", "weight")
@@ -85,6 +86,17 @@ def body(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     padded = np.pad(mask, side).astype(np.uint8)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     return cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel)[side:-side, side:-side] > 0
+
+
+def _planted(
+    image: NDArray[np.uint8], other: NDArray[np.uint8], rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Plant one defect, and with falling odds more, over and beside each other: real damage is of several kinds."""
+    planted, mask = plant(image, rng, TRAINING_FAMILIES, other)
+    while rng.random() < _ANOTHER:
+        planted, further = plant(planted, rng, TRAINING_FAMILIES, other)
+        mask = mask | further
+    return planted, mask
 
 
 def _draw(frames: TrainingFrames, among_N: NDArray[np.bool_], rng: np.random.Generator) -> Planes:

@@ -15,6 +15,7 @@ def make_repeatable(threads: int) -> None:
     cv2.setNumThreads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    # Free of cost on the CPU; CUDA pays for it, and lacks some operators.
-    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    # Free of cost on the CPU; CUDA pays for it, and lacks some operators. use_deterministic_algorithms() would do the
+    # same, but imports torch's compiler, for seconds.
+    torch.set_deterministic_debug_mode("default" if torch.cuda.is_available() else "error")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

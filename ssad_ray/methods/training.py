@@ -197,10 +197,11 @@ def network_state(network: nn.Module, prefix: str = "network.") -> State:
 
 
 def load_network_state(network: nn.Module, state: Mapping[str, np.ndarray], prefix: str = "network.") -> None:
-    """Load what `network_state` returned; missing or misshapen arrays are refused by torch with their names."""
+    """Load what `network_state` returned, ready to score; torch refuses missing or misshapen arrays by name."""
     tensors = {
         name.removeprefix(prefix): torch.from_numpy(np.array(value))
         for name, value in state.items()
         if name.startswith(prefix)
     }
     network.load_state_dict(tensors)
+    network.to(device()).to(memory_format=torch.channels_last).eval()

@@ -3,8 +3,9 @@
     python benchmarks/label_throughput.py [--images 200] [--data FOLDER] [--artifact PATH]
 
 A rate is images divided by the time from the first image's start to the last one's end; what the actors need to start
-is printed beside it. CPU time per image, of the process that judges and, for Ray, of the driver from the call on, tells
-on a busy machine what the rate cannot. Each is measured for N and 4 N images, to show that memory (peak resident, MiB) does not grow with them.
+is printed beside it. CPU time per image, of the processes that judge and of Ray's driver from the call on, tells on a
+busy machine what the rate cannot. Memory is the most that was ever resident; each variant is measured for N and 4 N
+images, to show that it does not grow with them.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.labels.rows import SCHEMA
 from ssad_ray.methods.artifact import Artifact, save_artifact
 from ssad_ray.methods.base import TrainingFrames
+from ssad_ray.methods.devices import make_repeatable
 from ssad_ray.methods.pixel_reference import PixelReference
 from ssad_ray.pipelines.label import Judge
 from ssad_ray.pipelines.session import session
@@ -40,6 +42,7 @@ from ssad_ray.pipelines.stream import Row, stream
 
 SIDE_PX = 900
 DISTINCT_IMAGES = 40
+HEADER = ("", "images", "errors", "ready s", "total s", "img/s", "per core", "CPU ms", "driver", "MiB", "actor MiB")
 CLOCKS = ("started", "ended", "cpu_before", "cpu_after", "peak_mib")
 COLUMNS = pa.schema(
     [
@@ -94,7 +97,8 @@ def make_artifact(path: Path) -> None:
 
 
 def plain_loop(rows: list[ManifestRow], make_worker: Callable[[], TimedJudge], max_bytes: int) -> Iterator[Row]:
-    """Judge without any of the stream."""
+    """Judge without any of the stream, with one thread."""
+    make_repeatable(1)
     worker = make_worker()
     for row in rows:
         yield {"error": None, **worker(row.sample, read_bytes(row.uri, max_bytes))}
@@ -122,12 +126,15 @@ def measure(rows: list[ManifestRow], artifact_path: Path, workers: int) -> None:
     )
     name = f"Ray, {workers} actor{'s' if workers > 1 else ''}" if workers else "plain loop"
     actor_mib = max(row["peak_mib"] for row in clocks) if workers else 0
-    print(
-        f"{name:14} {len(rows):6} {len(rows) - len(clocks):6} {started - begun:11.1f} {time.time() - begun:8.1f} "
-        f"{rate:9.2f} {rate / max(1, workers):9.2f} {1000 * cpu_judging / len(clocks):7.1f} "
-        f"{1000 * cpu_driver / len(clocks):7.1f} {peak_mib():10.0f} {actor_mib:6.0f}",
-        flush=True,
-    )
+    per_image = [round(1000 * cpu / len(clocks), 1) for cpu in (cpu_judging, cpu_driver)]
+    seconds = [round(at - begun, 1) for at in (started, time.time())]
+    rates = [round(rate, 2), round(rate / max(1, workers), 2)]
+    print_line(name, len(rows), len(rows) - len(clocks), *seconds, *rates, *per_image, int(peak_mib()), int(actor_mib))
+
+
+def print_line(name: str, *cells: object) -> None:
+    """Print a row of the table."""
+    print(f"{name:14}" + "".join(f"{cell!s:>10}" for cell in cells), flush=True)
 
 
 def main() -> None:
@@ -149,9 +156,7 @@ def main() -> None:
         begun = time.time()
         with session(RunConfig(resources={"score_workers": 2}).resources):
             print(f"Ray itself started in {time.time() - begun:.1f} s; {os.cpu_count()} cores\n")
-            print(
-                "variant        images errors actors up/s  total/s  images/s  per core  CPU ms: driver  MiB: driver  actor"
-            )
+            print_line(*HEADER)
             for count in (options.images, 4 * options.images):
                 for workers in (0, 1, 2):
                     measure(rows[:count], artifact_path, workers)

@@ -121,8 +121,8 @@ class SegmenterConfig(Section):
     """The downstream task."""
 
     unet: UnetConfig = UnetConfig()
-    labelled_fraction: Fraction = Field(0.5, description="Share of a batch taken from labelled images.")
-    planted_fraction: Fraction = Field(0.35, description="Share with planted defects; the rest are good images.")
+    labelled_fraction: Fraction = Field(0.35, description="Share of a batch taken from labelled images.")
+    planted_fraction: Fraction = Field(0.5, description="Share with planted defects; the rest are good images.")
 
     @model_validator(mode="after")
     def _shares_fit_a_batch(self) -> Self:

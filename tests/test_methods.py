@@ -13,6 +13,7 @@ from ssad_ray.errors import ArtifactError, ConfigError
 from ssad_ray.methods import METHODS, load_method
 from ssad_ray.methods.artifact import Artifact, load_artifact, save_artifact
 from ssad_ray.methods.base import Method, TrainingFrames, TrainsByGradient
+from ssad_ray.methods.training import start_from
 
 HEIGHT, WIDTH = 48, 80
 DEFECT = slice(20, 32), slice(50, 66)
@@ -129,3 +130,15 @@ def test_an_artifact_is_never_overwritten_and_never_half_read(tmp_path):
     (tmp_path / "a" / "weights.safetensors").write_bytes(b"broken")
     with pytest.raises(ArtifactError, match="not a readable artifact folder"):
         load_artifact(tmp_path / "a")
+
+
+def test_training_starts_from_weights_of_a_network_that_sees_more():
+    pretext, segmenter = fitted("draem", steps=4), load_method("unet").from_config(config(1))
+    segmenter.initialise(GOOD, 0)
+    start_from(segmenter.network, pretext.state())
+    given, taken = pretext.state(), segmenter.state()
+    first = "network.unet.encoder.blocks.0.0.weight"
+    np.testing.assert_array_equal(taken["network.unet.head.weight"], given["network.unet.head.weight"])
+    np.testing.assert_array_equal(taken[first], given[first][:, : taken[first].shape[1]])
+    with pytest.raises(ArtifactError, match="shares no weight"):
+        start_from(segmenter.network, fitted("autoencoder", steps=1).state())

@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 from datetime import UTC, datetime
 
@@ -188,3 +189,24 @@ def test_an_image_above_every_normal_peak_gets_a_region_that_covers_its_planted_
     assert anomaly_map.max() > calibration.image_threshold
     regions = to_defect_regions(anomaly_map, calibration, "a.png@0", "draem-1", NOW)
     assert regions[0].box == (71, 33, 90, 40)
+
+
+def test_what_is_neither_found_nor_surely_normal_is_not_learnt() -> None:
+    calibration = dataclasses.replace(CALIBRATION, map_scale=0.5)
+    anomaly_map = blank()
+    anomaly_map[10:20, 10:20] = 2  # below the low threshold, but four spreads above what is usual: perhaps a defect
+    for is_anomalous in (False, True):
+        target, weight = training_target(anomaly_map, verdict(anomaly_map, is_anomalous, []), calibration)
+        assert not target.any()
+        np.testing.assert_array_equal(weight, np.where(anomaly_map == 2, 0.0, 1.0))
+
+
+def test_the_grown_part_of_a_region_is_believed_half() -> None:
+    anomaly_map = blank()
+    anomaly_map[10:20, 10:20] = 4
+    anomaly_map[14, 14] = 9
+    (region,) = regions = labelled(anomaly_map)
+    target, weight = training_target(anomaly_map, verdict(anomaly_map, True, regions), CALIBRATION)
+    assert (target[10:20, 10:20] == 1).all()
+    assert weight[14, 14] == np.float32(region.confidence)
+    assert weight[12, 12] == np.float32(region.confidence / 2)

@@ -153,11 +153,11 @@ def training_target(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Turn a coarse label into what the segmenter learns from: targets, and how far each can be trusted.
 
-    On an image judged normal every target is 0. On an anomalous one, an automatic region's pixels above the high
-    threshold are 1, weighted by the region's confidence; a region drawn or confirmed by a person is 1 throughout, at
-    full weight. Weight 0 have the rest of each region, a ring round it, and all other pixels above the low
-    threshold. What is left is surely normal: 0 at full weight. The step from the low to the high threshold stands in
-    for the usual erosion of cores, which would delete scratches.
+    An automatic region is 1, weighted by its confidence where the map is above the high threshold and by half of it
+    elsewhere; a region drawn or confirmed by a person is 1 throughout, at full weight. A ring round each region has
+    weight 0. So have all other pixels that are not surely normal, that is, more than one spread above the usual value
+    of normal maps: between that and the thresholds lie the bodies of defects of which only the edge was found, and
+    whole defects that were missed. What is left is 0 at full weight.
 
     Args:
         anomaly_map: (H, W) float32 in the image's own frame.
@@ -170,16 +170,17 @@ def training_target(
     check_map(anomaly_map)
     height, width = anomaly_map.shape
     target = np.zeros((height, width), np.float32)
-    weight = (anomaly_map <= calibration.pixel_threshold_low).astype(np.float32)
+    surely_normal = min(calibration.map_location + calibration.map_scale, calibration.pixel_threshold_low)
+    weight = (anomaly_map <= surely_normal).astype(np.float32)
     if verdict.is_anomalous:
         margin = max(1, round(min(height, width) * IGNORE_MARGIN))
         weight[_grown(label_mask(verdict.regions, height, width), margin)] = 0.0
         for region in verdict.regions:
-            _write_core(region, anomaly_map, calibration.pixel_threshold_high, target, weight)
+            _write_region(region, anomaly_map, calibration.pixel_threshold_high, target, weight)
     return target, weight
 
 
-def _write_core(
+def _write_region(
     region: DefectRegion,
     anomaly_map: NDArray[np.float32],
     threshold_high: float,
@@ -187,12 +188,12 @@ def _write_core(
     weight: NDArray[np.float32],
 ) -> None:
     x0, y0, x1, y1 = box = mask_box(region.mask)
-    core, trust = decode_mask(region.mask, box), 1.0
+    inside = decode_mask(region.mask, box)
+    target[y0:y1, x0:x1][inside] = 1.0
+    weight[y0:y1, x0:x1][inside] = 1.0
     if region.provenance.actor == "auto":
-        core &= anomaly_map[y0:y1, x0:x1] > threshold_high
-        trust = region.confidence
-    target[y0:y1, x0:x1][core] = 1.0
-    weight[y0:y1, x0:x1][core] = trust
+        is_core = anomaly_map[y0:y1, x0:x1] > threshold_high
+        weight[y0:y1, x0:x1][inside] = region.confidence * np.where(is_core, 1.0, 0.5)[inside]
 
 
 def _components(mask: NDArray[np.bool_], connectivity: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

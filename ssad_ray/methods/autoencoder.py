@@ -20,7 +20,7 @@ from ssad_ray.methods.base import State, TrainingFrames, to_tensor
 from ssad_ray.methods.batches import Batch, planted_shard
 from ssad_ray.methods.losses import reconstruction_loss, ssim
 from ssad_ray.methods.networks import Reconstructor, doubling
-from ssad_ray.methods.training import load_network_state, network_state, start_from, train
+from ssad_ray.methods.training import load_network_state, network_state, train
 
 _LEVELS = 3
 _WIDEST = 128
@@ -30,16 +30,15 @@ _SMOOTHING_PX = 1.5
 class Autoencoder:
     """The detector around the network; anomaly maps are smoothed residuals, at least 0."""
 
-    def __init__(self, config: AutoencoderConfig, init_from: str | None = None) -> None:
+    def __init__(self, config: AutoencoderConfig) -> None:
         self.config = config
-        self.init_from = init_from
         self.training = config.training
         self.network = self._build()
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
         """Make an unfitted detector."""
-        return cls(config.detector.autoencoder, config.detector.init_from)
+        return cls(config.detector.autoencoder)
 
     def _build(self) -> Reconstructor:
         widths = doubling(self.config.width, _LEVELS, max(_WIDEST, self.config.width))
@@ -49,8 +48,6 @@ class Autoencoder:
         """Draw initial weights."""
         torch.manual_seed(seed)
         self.network = self._build()
-        if self.init_from is not None:
-            start_from(self.network, self.init_from)
 
     def batch(self, frames: TrainingFrames, seed: int, step: int, shard: int) -> Batch:
         """Return good frames."""

@@ -23,7 +23,7 @@ from ssad_ray.methods.batches import Batch, planted_shard
 from ssad_ray.methods.losses import DEFECT_PRIOR, reconstruction_loss, segmentation_loss
 from ssad_ray.methods.networks import Reconstructor, UNet, doubling
 from ssad_ray.methods.reference import NUM_CHANNELS, NormalReference, frame_shape
-from ssad_ray.methods.training import load_network_state, network_state, start_from, train
+from ssad_ray.methods.training import load_network_state, network_state, train
 
 PLANTED_FRACTION = 0.75
 _LEVELS = 4
@@ -39,7 +39,7 @@ class DraemNetwork(nn.Module):
         widths = doubling(config.width, _LEVELS, max(_WIDEST, config.width))
         self.reference = NormalReference(height, width)
         self.reconstructor = Reconstructor(3, 3, widths[:_RECONSTRUCTION_LEVELS], config.latent)
-        self.discriminator = UNet(NUM_CHANNELS + 6, 1, widths, DEFECT_PRIOR)
+        self.unet = UNet(NUM_CHANNELS + 6, 1, widths, DEFECT_PRIOR)
 
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Map images (B, 3, H, W) in [0, 1] to reconstructions (B, 3, H, W) and defect logits (B, H, W)."""
@@ -47,30 +47,27 @@ class DraemNetwork(nn.Module):
         # Detached: the reconstruction is to be good, not to be convenient for the discriminator.
         repaired = reconstruction.detach()
         seen = torch.cat([self.reference(x_BCHW), repaired, 3.0 * (x_BCHW - repaired)], dim=1)
-        return reconstruction, self.discriminator(seen)[:, 0]
+        return reconstruction, self.unet(seen)[:, 0]
 
 
 class Draem:
     """The detector around the network; anomaly maps are defect logits."""
 
-    def __init__(self, config: DraemConfig, init_from: str | None = None) -> None:
+    def __init__(self, config: DraemConfig) -> None:
         self.config = config
-        self.init_from = init_from
         self.training = config.training
         self.network = DraemNetwork(config, 1, 1)
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
         """Make an unfitted detector."""
-        return cls(config.detector.draem, config.detector.init_from)
+        return cls(config.detector.draem)
 
     def initialise(self, frames: TrainingFrames, seed: int) -> None:
         """Draw initial weights and learn the reference from the good frames."""
         torch.manual_seed(seed)
         self.network = DraemNetwork(self.config, *frames.images_NHWC.shape[1:3])
         self.network.reference.learn(frames.images_NHWC[frames.is_good_N])
-        if self.init_from is not None:
-            start_from(self.network, self.init_from)
 
     def batch(self, frames: TrainingFrames, seed: int, step: int, shard: int) -> Batch:
         """Return good frames, most of them with a planted defect."""

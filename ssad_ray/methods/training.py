@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
@@ -36,9 +35,13 @@ _GRADIENT_NORM_LIMIT = 1.0
 class Trainer:
     """The state of one training run: weights, their average, the optimizer, the step."""
 
-    def __init__(self, method: TrainsByGradient, frames: TrainingFrames, seed: int) -> None:
+    def __init__(
+        self, method: TrainsByGradient, frames: TrainingFrames, seed: int, initial: State | None = None
+    ) -> None:
         self.method, self.frames, self.seed = method, frames, seed
         method.initialise(frames, seed)
+        if initial is not None:
+            start_from(method.network, initial)
         # Channels last is the faster layout on GPUs, and by an eighth on CPUs too (U-Net, 128 px).
         method.network.to(device()).to(memory_format=torch.channels_last).train()
         self.step = 0
@@ -145,9 +148,10 @@ def train(
     seed: int,
     checkpoint_path: Path | None = None,
     progress: Progress | None = None,
+    initial: State | None = None,
 ) -> None:
     """Train in this process; with a checkpoint path a killed run goes on where it was last saved."""
-    trainer = Trainer(method, frames, seed)
+    trainer = Trainer(method, frames, seed, initial)
     if checkpoint_path is None:
         trainer.run(compute_all, progress=progress)
         return
@@ -174,21 +178,30 @@ def learning_rate(options: TrainingConfig, step: int) -> float:
     return options.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + float(np.cos(np.pi * phase))))
 
 
-def start_from(network: nn.Module, artifact_path: str) -> None:
-    """Copy the trained weights of an artifact's first member; what is learnt otherwise (buffers) stays as it is.
+def start_from(network: nn.Module, initial: State) -> None:
+    """Copy trained weights into a network: the same network's, or one's that saw further input channels.
+
+    Weights that the other network does not have stay as they are, and so does what is learnt otherwise (buffers).
 
     Raises:
-        ArtifactError: No weights there, or weights of another network.
+        ArtifactError: The two networks have nothing in common, or differ in their widths.
     """
-    try:
-        saved = load_file(Path(artifact_path, "weights.safetensors"))
-        names = {name: f"0/network.{name}" for name, _ in network.named_parameters()}
-        weights = {name: torch.from_numpy(saved[key]) for name, key in names.items()}
-        network.load_state_dict(weights, strict=False)
-    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ArtifactError(
-            f"training cannot start from {artifact_path}: {error}. Needed is an artifact of the same method and widths"
-        ) from error
+    weights = dict(network.named_parameters())
+    common = [name for name in weights if f"network.{name}" in initial]
+    if not common:
+        raise ArtifactError("training cannot start from a network that shares no weight with the one to be trained")
+    with torch.no_grad():
+        for name in common:
+            given = torch.from_numpy(np.array(initial[f"network.{name}"]))
+            shape = weights[name].shape
+            if given.ndim == 4 and given.shape[1] > shape[1]:
+                given = given[:, : shape[1]]
+            if given.shape != shape:
+                raise ArtifactError(
+                    f"training cannot start from weights {name} of shape {tuple(given.shape)}, {tuple(shape)} are "
+                    "needed; use an artifact of the same widths"
+                )
+            weights[name].copy_(given)
 
 
 def network_state(network: nn.Module, prefix: str = "network.") -> State:

@@ -48,16 +48,25 @@ def fit(run: Run, name: str, method: str, announce: Announce) -> None:
     frames, ids = collect_frames(rows, plan, GoodTargets, run.config, announce(f"{name}: read good images"))
     fold_of_frame = [folds[sample_id] for sample_id in ids]
     members = [without_fold(frames, fold_of_frame, fold) for fold in range(run.config.calibration.folds)]
-    fit_members(run, name, method, plan, members, announce)
+    fit_members(run, name, method, plan, members, _initial_states(run.config), announce)
 
 
 def fit_members(
-    run: Run, name: str, method: str, plan: FramePlan, frames: Sequence[TrainingFrames], announce: Announce
+    run: Run,
+    name: str,
+    method: str,
+    plan: FramePlan,
+    frames: Sequence[TrainingFrames],
+    initial: Sequence[State | None],
+    announce: Announce,
 ) -> None:
-    """Train one ensemble member per fold, calibrate on the good images that each did not see, and save."""
+    """Train one ensemble member per fold, calibrate on the good images that each did not see, and save.
+
+    Where `initial` has weights they are those of a member that did not see the fold either.
+    """
     config = run.config
     seeds = [int(generator(config.seed, "member", name, fold).integers(2**31)) for fold in range(len(frames))]
-    members = [Member(*each) for each in zip(frames, seeds, strict=True)]
+    members = [Member(*each) for each in zip(frames, seeds, initial, strict=True)]
     work = run.work_path(name)
     states = train_members(load_method(method), config, members, work, announce(f"{name}: train"))
     rows = run.good_rows()
@@ -81,6 +90,15 @@ def fit_members(
         save_artifact(artifact, draft_path)
     calibration = calibrate_held_out(draft_path, rows, config, announce(f"{name}: calibrate"))
     save_artifact(replace(artifact, calibration=calibration), run.model_path(name))
+
+
+def _initial_states(config: RunConfig) -> list[State | None]:
+    """Return the weights that each fold's member starts from: none, or those of another product's detector."""
+    num_folds, source_path = config.calibration.folds, config.detector.init_from
+    if source_path is None:
+        return [None] * num_folds
+    sources = load_artifact(Path(source_path)).members
+    return [sources[fold % len(sources)].state() for fold in range(num_folds)]
 
 
 def calibrate_held_out(

@@ -10,10 +10,12 @@ from typing import Any
 import ray
 
 from ssad_ray.config import RunConfig
-from ssad_ray.methods.base import Method, TrainingFrames, TrainsByGradient
+from ssad_ray.methods.base import Method, State, TrainingFrames, TrainsByGradient
 from ssad_ray.methods.devices import make_repeatable
 from ssad_ray.methods.training import save_state, train
 from ssad_ray.pipelines.progress import BoardHandle, reporter
+
+Start = tuple[TrainingFrames, State | None]
 
 MAX_FAILURES = 3
 """How often a worker that died is started again."""
@@ -25,23 +27,25 @@ class Job:
 
     Attributes:
         index: Its place in the ensemble.
-        frames: Reference to its frames in the object store.
+        start: Reference to its frames and initial weights in the object store.
         seed: The seed of every random choice.
         final_path: Where its final state goes.
     """
 
     index: int
-    frames: "ray.ObjectRef[TrainingFrames]"
+    start: "ray.ObjectRef[Start]"
     seed: int
     final_path: Path
 
 
-def train_member(method: type[Method], config: RunConfig, job: Job, frames: TrainingFrames, board: BoardHandle) -> None:
+def train_member(method: type[Method], config: RunConfig, job: Job, start: Start, board: BoardHandle) -> None:
     """Train or fit, go on from a checkpoint if there is one, and write the final state."""
     make_repeatable(config.resources.threads_per_worker)
     member = method.from_config(config)
+    frames, initial = start
     if isinstance(member, TrainsByGradient):
-        train(member, frames, job.seed, job.final_path.with_suffix(".checkpoint"), reporter(board, job.index))
+        checkpoint_path = job.final_path.with_suffix(".checkpoint")
+        train(member, frames, job.seed, checkpoint_path, reporter(board, job.index), initial)
     else:
         member.fit(frames, job.seed)
     save_state(member.state(), job.final_path)

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 
 from ssad_ray.labels.versions import read_labels
-from ssad_ray.methods.base import TrainingFrames
+from ssad_ray.methods.base import State, TrainingFrames
 from ssad_ray.pipelines.fit import fit_members, without_fold
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.frames import AutomaticTargets, GoodTargets, MakeTargets, TrueTargets, collect_frames
@@ -40,7 +40,8 @@ def train_on_truth(run: Run, name: str, labeller: str, announce: Announce) -> No
 
 
 def _train(run: Run, name: str, labeller: str, make_targets: MakeTargets, announce: Announce) -> None:
-    config, plan = run.config, run.artifact(labeller).plan
+    config, pretext = run.config, run.artifact(labeller)
+    plan = pretext.plan
     good_rows = run.good_rows()
     good, ids = collect_frames(good_rows, plan, GoodTargets, config, announce(f"{name}: read good images"))
     online = [row for row in run.rows("online") if row.error is None]
@@ -48,7 +49,14 @@ def _train(run: Run, name: str, labeller: str, make_targets: MakeTargets, announ
     folds = assign_folds(good_rows, config.calibration.folds, config.seed)
     fold_of_frame = [folds[sample_id] for sample_id in ids]
     members = [_joined(without_fold(good, fold_of_frame, fold), labelled) for fold in range(config.calibration.folds)]
-    fit_members(run, name, SEGMENTER, plan, members, announce)
+    initial = [_weights_to_start_from(member.state(), config.segmenter.unet.width) for member in pretext.members]
+    fit_members(run, name, SEGMENTER, plan, members, initial, announce)
+
+
+def _weights_to_start_from(pretext: State, width: int) -> State | None:
+    """Return the pretext's weights if it trained a UNet of the segmenter's width: the downstream task starts there."""
+    head = pretext.get("network.unet.head.weight")
+    return pretext if head is not None and head.shape[1] == width else None
 
 
 def _joined(good: TrainingFrames, labelled: TrainingFrames) -> TrainingFrames:

@@ -22,10 +22,11 @@ from ssad_ray.pipelines.session import our_errors
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One member of an ensemble: what it learns from, and the seed of every random choice."""
+    """One member of an ensemble: what it learns from, the seed of every random choice, and weights to start from."""
 
     frames: TrainingFrames
     seed: int
+    initial: State | None = None
 
 
 def train_members(
@@ -69,7 +70,10 @@ def train_members(
         gpus = _gpus(config.resources)
         done, total = steps * (len(members) - len(pending)), steps * len(members)
         with our_errors(), progress_board(done, total, progress) as board:
-            jobs = [Job(at, ray.put(members[at].frames), members[at].seed, final_paths[at]) for at in pending]
+            jobs = [
+                Job(at, ray.put((members[at].frames, members[at].initial)), members[at].seed, final_paths[at])
+                for at in pending
+            ]
             if num_workers:
                 # Named by all members, also by those that are done: called again, it must find its checkpoints.
                 run_dir = folder / f"workers-{hashlib.sha256(' '.join(keys).encode()).hexdigest()[:16]}"
@@ -89,7 +93,7 @@ def _train_in_tasks(
         max_retries=MAX_FAILURES,
         runtime_env=worker_environment(share > 0),
     )
-    running = [task.remote(method, config, job, job.frames, board) for job in jobs]
+    running = [task.remote(method, config, job, job.start, board) for job in jobs]
     try:
         ray.get(running)
     except BaseException:
@@ -118,7 +122,8 @@ def _key(method: type[Method], config: RunConfig, member: Member, index: int) ->
     """Return a file name made of all that a member's result depends on."""
     digest = hashlib.sha256(f"{method.__qualname__} {member.seed} ".encode())
     digest.update(config.model_dump_json(exclude={"resources"}).encode())
-    for array in (getattr(member.frames, field.name) for field in fields(member.frames)):
+    initial = [value for _, value in sorted((member.initial or {}).items())]
+    for array in (*(getattr(member.frames, field.name) for field in fields(member.frames)), *initial):
         digest.update(f"{array.dtype} {array.shape} ".encode())
         digest.update(np.ascontiguousarray(array).data)
     return f"member-{index}-{digest.hexdigest()[:16]}"

@@ -48,7 +48,7 @@ class InputConfig(Section):
 class TrainingConfig(Section):
     """How a network is trained."""
 
-    steps: int = Field(400, ge=1, le=1_000_000, description="Optimizer steps.")
+    steps: int = Field(300, ge=1, le=1_000_000, description="Optimizer steps.")
     batch_size: int = Field(8, ge=2, le=4096, description="Images per step over all workers, a multiple of shards.")
     learning_rate: float = Field(2e-3, gt=0.0, le=1.0, description="Peak of the cosine schedule (AdamW).")
     weight_decay: float = Field(1e-4, ge=0.0, le=1.0, description="AdamW's decoupled weight decay.")
@@ -77,18 +77,11 @@ class AutoencoderConfig(Section):
     training: TrainingConfig = TrainingConfig()
 
 
-class DraemConfig(Section):
-    """Joint reconstruction and discrimination of planted defects."""
+class ComparisonConfig(Section):
+    """Reconstruction and comparison: the network of the detector draem and of the segmenter."""
 
     width: int = Field(16, ge=8, le=512, multiple_of=8, description="Channels of the first block of both networks.")
     latent: int = Field(64, ge=1, le=4096, description="Channels of the reconstruction's bottleneck.")
-    training: TrainingConfig = TrainingConfig()
-
-
-class UnetConfig(Section):
-    """The segmenter of the downstream task."""
-
-    width: int = Field(16, ge=8, le=512, multiple_of=8, description="Channels of the first block.")
     training: TrainingConfig = TrainingConfig()
 
 
@@ -99,7 +92,7 @@ class DetectorConfig(Section):
     init_from: str | None = Field(None, description="Artifact folder whose weights training starts from (transfer).")
     pixel_reference: PixelReferenceConfig = PixelReferenceConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
-    draem: DraemConfig = DraemConfig()
+    draem: ComparisonConfig = ComparisonConfig()
 
 
 class CalibrationConfig(Section):
@@ -120,7 +113,7 @@ class CalibrationConfig(Section):
 class SegmenterConfig(Section):
     """The downstream task."""
 
-    unet: UnetConfig = UnetConfig()
+    unet: ComparisonConfig = ComparisonConfig()
     labelled_fraction: Fraction = Field(0.35, description="Share of a batch taken from labelled images.")
     planted_fraction: Fraction = Field(0.5, description="Share with planted defects; the rest are good images.")
 

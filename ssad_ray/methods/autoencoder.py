@@ -56,7 +56,7 @@ class Autoencoder:
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Reconstruct the frame."""
         image = batch["image"].permute(0, 3, 1, 2).float() / 255.0
-        return reconstruction_loss(self.network(image), image)
+        return reconstruction_loss(self.network(image), image, batch["is_good"])
 
     def fit(self, frames: TrainingFrames, seed: int) -> None:
         """Train in this process."""

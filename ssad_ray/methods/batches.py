@@ -51,7 +51,8 @@ def planted_shard(
         labelled_fraction: Share of items that are labelled frames; the rest are good frames as they are.
 
     Returns:
-        `clean` and `image` (B, H, W, 3) uint8, before and after planting; `target` and `weight` (B, H, W) float32.
+        `clean` and `image` (B, H, W, 3) uint8, before and after planting; `target` and `weight` (B, H, W) and
+        `is_good` (B,) float32.
     """
     size = options.batch_size // options.shards
     items = []
@@ -60,7 +61,7 @@ def planted_shard(
         kind = (item + rng.random()) / options.batch_size  # stratified: every batch holds nearly the same mixture
         if kind < labelled_fraction:
             image, target, weight = _varied(_draw(frames, ~frames.is_good_N, rng), rng)
-            items.append((image, image, target, weight))
+            items.append((image, image, target, weight, np.float32(0)))
             continue
         clean, target, weight = _varied(_draw(frames, frames.is_good_N, rng), rng)
         image = clean
@@ -68,8 +69,8 @@ def planted_shard(
             other = _draw(frames, frames.is_good_N, rng)[0]
             image, mask = _planted(clean, other, rng)
             target = body(mask).astype(np.float32)
-        items.append((clean, image, target, weight))
-    names = ("clean", "image", "target", "weight")
+        items.append((clean, image, target, weight, np.float32(1)))
+    names = ("clean", "image", "target", "weight", "is_good")
     return {name: np.stack(planes) for name, planes in zip(names, zip(*items, strict=True), strict=True)}
 
 

@@ -51,7 +51,8 @@ def ssim(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
     return light * (2 * covariance + _SSIM_C2) / (variance_a + variance_b + _SSIM_C2)
 
 
-def reconstruction_loss(reconstruction_BCHW: Tensor, clean_BCHW: Tensor) -> Tensor:
-    """Half L1, half 1 - SSIM."""
-    l1 = (reconstruction_BCHW - clean_BCHW).abs().mean()
-    return 0.5 * l1 + 0.5 * (1.0 - ssim(reconstruction_BCHW, clean_BCHW).mean())
+def reconstruction_loss(reconstruction_BCHW: Tensor, clean_BCHW: Tensor, counts_B: Tensor) -> Tensor:
+    """Half L1, half 1 - SSIM, over the images that count (1; the others 0)."""
+    l1 = (reconstruction_BCHW - clean_BCHW).abs().mean((1, 2, 3))
+    unlike = 1.0 - ssim(reconstruction_BCHW, clean_BCHW).mean((1, 2, 3))
+    return ((0.5 * l1 + 0.5 * unlike) * counts_B).sum() / counts_B.sum().clamp(min=1.0)

@@ -179,29 +179,20 @@ def learning_rate(options: TrainingConfig, step: int) -> float:
 
 
 def start_from(network: nn.Module, initial: State) -> None:
-    """Copy trained weights into a network: the same network's, or one's that saw further input channels.
-
-    Weights that the other network does not have stay as they are, and so does what is learnt otherwise (buffers).
+    """Copy trained weights into a network of the same shape; what is learnt otherwise (buffers) stays as it is.
 
     Raises:
-        ArtifactError: The two networks have nothing in common, or differ in their widths.
+        ArtifactError: The weights are of another network.
     """
-    weights = dict(network.named_parameters())
-    common = [name for name in weights if f"network.{name}" in initial]
-    if not common:
-        raise ArtifactError("training cannot start from a network that shares no weight with the one to be trained")
-    with torch.no_grad():
-        for name in common:
-            given = torch.from_numpy(np.array(initial[f"network.{name}"]))
-            shape = weights[name].shape
-            if given.ndim == 4 and given.shape[1] > shape[1]:
-                given = given[:, : shape[1]]
-            if given.shape != shape:
-                raise ArtifactError(
-                    f"training cannot start from weights {name} of shape {tuple(given.shape)}, {tuple(shape)} are "
-                    "needed; use an artifact of the same widths"
-                )
-            weights[name].copy_(given)
+    try:
+        weights = {
+            name: torch.from_numpy(np.array(initial[f"network.{name}"])) for name, _ in network.named_parameters()
+        }
+        network.load_state_dict(weights, strict=False)
+    except (KeyError, RuntimeError) as error:
+        raise ArtifactError(
+            f"training cannot start from these weights: {error}; needed are those of the same method and widths"
+        ) from error
 
 
 def network_state(network: nn.Module, prefix: str = "network.") -> State:

@@ -4,8 +4,10 @@ from functools import partial
 
 import numpy as np
 
+from ssad_ray.config import ComparisonConfig
 from ssad_ray.labels.versions import read_labels
-from ssad_ray.methods.base import State, TrainingFrames
+from ssad_ray.methods.base import Method, State, TrainingFrames
+from ssad_ray.methods.comparison import Comparison
 from ssad_ray.pipelines.fit import fit_members, without_fold
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.frames import AutomaticTargets, GoodTargets, MakeTargets, TrueTargets, collect_frames
@@ -49,14 +51,17 @@ def _train(run: Run, name: str, labeller: str, make_targets: MakeTargets, announ
     folds = assign_folds(good_rows, config.calibration.folds, config.seed)
     fold_of_frame = [folds[sample_id] for sample_id in ids]
     members = [_joined(without_fold(good, fold_of_frame, fold), labelled) for fold in range(config.calibration.folds)]
-    initial = [_weights_to_start_from(member.state(), config.segmenter.unet.width) for member in pretext.members]
+    initial = [_weights_to_start_from(member, config.segmenter.unet) for member in pretext.members]
     fit_members(run, name, SEGMENTER, plan, members, initial, announce)
 
 
-def _weights_to_start_from(pretext: State, width: int) -> State | None:
-    """Return the pretext's weights if it trained a UNet of the segmenter's width: the downstream task starts there."""
-    head = pretext.get("network.unet.head.weight")
-    return pretext if head is not None and head.shape[1] == width else None
+def _weights_to_start_from(pretext: Method, config: ComparisonConfig) -> State | None:
+    """Return the pretext's weights if its network is the segmenter's: the downstream task then starts there."""
+    is_same = isinstance(pretext, Comparison) and (pretext.config.width, pretext.config.latent) == (
+        config.width,
+        config.latent,
+    )
+    return pretext.state() if is_same else None
 
 
 def _joined(good: TrainingFrames, labelled: TrainingFrames) -> TrainingFrames:

@@ -1,0 +1,108 @@
+"""The whole loop, through the command line, on a small synthetic product."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ssad_ray.datasets.synthetic import write_synthetic
+
+pytestmark = pytest.mark.ray
+
+SMALL = [
+    f"--set={field}"
+    for field in (
+        "input.size_px=48",
+        "calibration.folds=2",
+        "gate.num_planted=8",
+        "detector.draem.width=8",
+        "detector.draem.training.steps=12",
+        "detector.draem.training.checkpoint_every=2",
+        "segmenter.unet.width=8",
+        "segmenter.unet.training.steps=12",
+        "segmenter.unet.training.checkpoint_every=2",
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    plate = write_synthetic(root, num_train=8, num_test_good=4, num_per_defect=2, height=64, width=96)
+    (plate / "train" / "good" / "broken.png").write_bytes(b"not an image")
+    return plate
+
+
+def ssad(*args: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", "from ssad_ray.cli import main; main()", *args]
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    return out
+
+
+def figures(run: Path) -> dict:
+    return {path.stem: json.loads(path.read_text()) for path in sorted((run / "evaluation").glob("*.json"))}
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    out = finish(ssad("loop", "--data", str(data), "--out", str(run), *SMALL))
+    assert str(run / "report.html") in out
+    return run
+
+
+def test_the_loop_goes_from_good_images_to_a_report(finished):
+    report = json.loads((finished / "report.json").read_text())
+    for role in ("floor", "detector", "segmenter"):
+        assert 0.0 <= report[role]["pixel_auroc"] <= 1.0
+    assert report["champion"] in ("draem-1", "unet-1")
+    assert "train/good/broken.png" in report["counts"]["quarantined"]
+    assert "<html" in (finished / "report.html").read_text()
+
+
+def test_a_finished_loop_is_not_done_again(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("models/*/*")}
+    finish(ssad("loop", "--out", str(finished), *SMALL))
+    assert {path: path.stat().st_mtime_ns for path in finished.glob("models/*/*")} == before
+
+
+def test_a_loop_killed_twice_ends_with_the_same_figures(finished, data, tmp_path):
+    for stage in ("work/draem-1/*.checkpoint", "work/unet-1/*.checkpoint"):
+        process = ssad("loop", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL)
+        while process.poll() is None and not list((tmp_path / "run").glob(stage)):
+            time.sleep(0.02)
+        assert process.poll() is None, "the loop ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish(ssad("loop", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL))
+    assert figures(tmp_path / "run") == figures(finished)
+
+
+def test_a_label_can_be_made_and_learnt_from_step_by_step(finished, data, tmp_path):
+    run = tmp_path / "run"
+    finish(ssad("fit", "--data", str(data), "--out", str(run), *SMALL))
+    assert "images" in finish(ssad("label", "--out", str(run)))
+    finish(ssad("train", "--out", str(run), "--labels", "draem-1"))
+    out = finish(ssad("evaluate", "--out", str(run), "--model", "unet-1"))
+    assert "pixel_auroc" in out
+    assert figures(run)["unet-1"] == figures(finished)["unet-1"]
+
+
+def test_a_wrong_request_ends_with_one_message_and_its_exit_code(tmp_path):
+    process = ssad("loop", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run"))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 3
+    assert "nowhere" in err
+    assert "Traceback" not in err

@@ -42,6 +42,9 @@ _MAX_ATTEMPTS = 2
 _FEW_IMAGES = 128
 """Up to so many images are done before a pool of actors has started."""
 
+_MAX_BYTES_HELD = 8 << 20
+"""Rows are handed over together, because that costs a millisecond, unless they are large: anomaly maps, say."""
+
 _MAX_IMAGES_PER_TASK = 16
 _TASKS_PER_ACTOR = 8
 
@@ -223,8 +226,14 @@ class _Actor:
     def __call__(self, images: pa.Table) -> Iterator[pa.Table]:
         if self.failure is not None:
             raise self.failure
+        ready: list[pa.Table] = []
         for image in images.to_pylist():
-            yield pa.Table.from_pylist([self._row(**image)], schema=self.job.schema)
+            ready.append(pa.Table.from_pylist([self._row(**image)], schema=self.job.schema))
+            if sum(table.nbytes for table in ready) > _MAX_BYTES_HELD:
+                yield pa.concat_tables(ready)
+                ready.clear()
+        if ready:
+            yield pa.concat_tables(ready)
 
     def _row(self, error: str | None, **fields: Any) -> Row:
         sample = Sample(**fields)

@@ -1,0 +1,37 @@
+"""Mean and standard deviation over runs (one per seed) of every model's figures, as a Markdown table.
+
+.venv/bin/python benchmarks/summarise_runs.py runs/bottle-routine1-*
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+METRICS = (
+    "image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1_max", "pooled_iou", "mean_iou", "map_50",
+)  # fmt: skip
+MODELS = ("floor", "detector", "segmenter", "yardstick")
+
+
+def main() -> None:
+    """Print the table of the run folders named on the command line."""
+    reports = [json.loads((Path(run) / "report.json").read_text()) for run in sys.argv[1:]]
+    models = [model for model in MODELS if model in reports[0]]
+    print(f"| {len(reports)} runs | " + " | ".join(models) + " |")
+    print("| --- |" + " --- |" * len(models))
+    for metric in METRICS:
+        cells = [_cell([report[model][metric] for report in reports]) for model in models]
+        print(f"| {metric} | " + " | ".join(cells) + " |")
+
+
+def _cell(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    spread = f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.3f}{spread}"
+
+
+if __name__ == "__main__":
+    main()

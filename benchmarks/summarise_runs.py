@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 METRICS = (
-    "image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1_max", "pooled_iou", "mean_iou", "map_50",
+    "image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1_max",
+    "pooled_iou", "mean_iou", "map_50",
 )  # fmt: skip
 MODELS = ("floor", "detector", "segmenter", "yardstick")
 

@@ -73,7 +73,7 @@ def verdicts(root, version):
 
 def label_many(root):
     """What the killed driver runs: one large image under many names."""
-    rows = [ManifestRow(f"{number:03d}", str(root / "large.png"), "plate", "g") for number in range(96)]
+    rows = [ManifestRow(f"{number:03d}", str(root / "large.png"), "plate", "g") for number in range(64)]
     return label(root / "artifact", rows, str(root / "labels"), "v1", config(1))
 
 
@@ -123,7 +123,7 @@ def test_a_version_that_exists_is_refused_before_any_work(tmp_path, rows):
 @pytest.mark.ray
 def test_ray_changes_no_verdict_and_a_killed_run_goes_on_without_loss_or_repetition(tmp_path, rows):
     save_reference(tmp_path / "artifact")
-    (tmp_path / "large.png").write_bytes(encode_png(good_image(1, scale=14)))
+    (tmp_path / "large.png").write_bytes(encode_png(good_image(1, scale=10)))
     labels = tmp_path / "labels"
     label(tmp_path / "artifact", rows, str(labels), "v0", config(0))
 
@@ -142,8 +142,8 @@ def test_ray_changes_no_verdict_and_a_killed_run_goes_on_without_loss_or_repetit
     with session(config(2).resources):
         version = label_many(tmp_path)
         label(tmp_path / "artifact", rows, str(labels), "v2", config(2))
-    assert version.counts["images"] == 96
-    assert sorted(verdict.sample_id for verdict in read_labels(str(labels), "v1")) == [f"{n:03d}" for n in range(96)]
+    assert version.counts["images"] == 64
+    assert sorted(verdict.sample_id for verdict in read_labels(str(labels), "v1")) == [f"{n:03d}" for n in range(64)]
     kept = {path.stem for path in done if ".pending" not in path.name}
     assert all(any(part.startswith(stem) for part in version.parts) for stem in kept)
     assert sorted(path.name for path in labels.iterdir()) == ["v0", "v1", "v2"]

@@ -90,7 +90,7 @@ def _private(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]:
                         log_to_driver=False,
                         _temp_dir=temp_dir,
                     )
-            except (RuntimeError, ValueError, OSError, RayError) as error:
+            except Exception as error:  # Ray raises plain ones, too
                 raise UnavailableError(
                     f"Ray did not start on this machine: {error}\nIt needs about 1 GiB of memory, space in {temp_dir} "
                     "and in /dev/shm; set resources.score_workers=0 and resources.train_workers=0 to do without Ray"

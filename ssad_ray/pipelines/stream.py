@@ -43,7 +43,7 @@ _FEW_IMAGES = 128
 """Up to so many images are done before a pool of actors has started."""
 
 _MAX_BYTES_HELD = 8 << 20
-"""Rows are handed over together, because that costs a millisecond, unless they are large: anomaly maps, say."""
+"""Rows are handed over together, because that costs a millisecond, unless they hold large bytes."""
 
 _MAX_IMAGES_PER_TASK = 16
 _TASKS_PER_ACTOR = 8
@@ -226,14 +226,16 @@ class _Actor:
     def __call__(self, images: pa.Table) -> Iterator[pa.Table]:
         if self.failure is not None:
             raise self.failure
-        ready: list[pa.Table] = []
+        rows: list[Row] = []
+        num_bytes = 0
         for image in images.to_pylist():
-            ready.append(pa.Table.from_pylist([self._row(**image)], schema=self.job.schema))
-            if sum(table.nbytes for table in ready) > _MAX_BYTES_HELD:
-                yield pa.concat_tables(ready)
-                ready.clear()
-        if ready:
-            yield pa.concat_tables(ready)
+            rows.append(self._row(**image))
+            num_bytes += sum(len(value) for value in rows[-1].values() if isinstance(value, bytes))
+            if num_bytes > _MAX_BYTES_HELD:
+                yield pa.Table.from_pylist(rows, schema=self.job.schema)
+                rows, num_bytes = [], 0
+        if rows:
+            yield pa.Table.from_pylist(rows, schema=self.job.schema)
 
     def _row(self, error: str | None, **fields: Any) -> Row:
         sample = Sample(**fields)

@@ -1,3 +1,5 @@
+import dataclasses
+
 from ssad_ray.core.metrics.intervals import binomial_interval
 from ssad_ray.pipelines.gate import GateFigures, decide
 
@@ -20,6 +22,12 @@ def test_an_equal_challenger_is_refused():
     decision = decide(figures(), figures(), 0.95)
     assert not decision.is_promoted
     assert "no better" in decision.reason
+
+
+def test_a_lead_that_is_no_more_than_chance_is_refused():
+    champion = figures()
+    precisions = tuple(0.6 + (0.02 if index % 2 else -0.02) + 0.001 for index in range(64))
+    assert not decide(champion, dataclasses.replace(champion, precisions=precisions), 0.95).is_promoted
 
 
 def test_more_false_alarms_than_chance_explains_are_refused_whatever_the_maps():

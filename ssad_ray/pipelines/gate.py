@@ -97,8 +97,9 @@ def decide(champion: GateFigures, challenger: GateFigures, confidence: float) ->
     """Promote a challenger that is better somewhere and worse nowhere.
 
     Worse: its false alarms are more than chance explains at the champion's rate bound, or it misses plants that the
-    champion finds more often than the other way round (exact McNemar test). Better: its maps have the higher mean
-    precision on the plants, or it finds significantly more of them, or it raises fewer false alarms.
+    champion finds more often than the other way round (exact McNemar test). Better: its maps have significantly higher
+    precision on the plants (Wilcoxon's signed ranks), or it finds significantly more of them, or it raises fewer false
+    alarms.
     """
     alarm_floor, _ = binomial_interval(challenger.false_alarms, challenger.num_good, confidence)
     if alarm_floor > champion.false_alarm_bound:
@@ -119,7 +120,9 @@ def decide(champion: GateFigures, challenger: GateFigures, confidence: float) ->
         f"({champion.false_alarms}) of {challenger.num_good}"
     )
     gains = gained > lost and stats.binomtest(gained, lost + gained, alternative="greater").pvalue < 1.0 - confidence
-    if challenger.precision > champion.precision or gains or challenger.false_alarms < champion.false_alarms:
+    leads = [new - old for old, new in zip(champion.precisions, challenger.precisions, strict=True)]
+    is_sharper = any(leads) and stats.wilcoxon(leads, alternative="greater").pvalue < 1.0 - confidence
+    if is_sharper or gains or challenger.false_alarms < champion.false_alarms:
         return Decision(True, f"promoted: {facts}")
     return Decision(False, f"refused, no better: {facts}")
 

@@ -35,6 +35,7 @@ ProtocolOption = Annotated[Protocol, typer.Option(help="How images are shared ou
 Config = Annotated[Path | None, typer.Option(help="YAML file with config fields.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=V", help="One config field; may be repeated.")]
 Seed = Annotated[int | None, typer.Option(help="Every random stream derives from it.", min=0)]
+Model = Annotated[str | None, typer.Option(help="Artifact of the run; the champion by default.")]
 InitFrom = Annotated[
     Path | None, typer.Option(help="Start from this artifact of another product; it is judged beside the new ones.")
 ]
@@ -113,7 +114,7 @@ def fit(
 @app.command()
 def label(
     out: Out,
-    model: Annotated[str | None, typer.Option(help="Artifact of the run; the champion by default.")] = None,
+    model: Model = None,
     address: Address = None,
 ) -> None:
     """Find and outline the defects of the online stage: a new label version."""
@@ -150,7 +151,7 @@ def train(
 @app.command()
 def evaluate(
     out: Out,
-    model: Annotated[str | None, typer.Option(help="Artifact of the run; the champion by default.")] = None,
+    model: Model = None,
     address: Address = None,
 ) -> None:
     """Compare a model with the ground truth of the test stage."""

@@ -74,7 +74,7 @@ class Decision:
 
 def run_gate(run: Run, challenger: str, announce: Announce) -> Decision:
     """Judge a challenger against the champion and promote it if it is better; the outcome is kept and not redone."""
-    path = run.path / "gates" / f"{challenger}.json"
+    path = run.gate_path(challenger)
     if path.exists():
         stored = read_json(path)["decision"]
         decision = Decision(stored["is_promoted"], stored["reason"])

@@ -129,9 +129,21 @@ def test_a_defect_region_records_where_it_is_and_where_it_came_from() -> None:
 
 
 def test_confidence_rises_from_zero_at_the_thresholds_to_half_one_spread_above() -> None:
-    assert region_confidence(6.0, 3.0, CALIBRATION) == 0
-    assert region_confidence(8.0, 5.0, CALIBRATION) == 0.5
-    assert 0.5 < region_confidence(8.0, 6.0, CALIBRATION) < region_confidence(9.0, 6.0, CALIBRATION) < 1
+    assert region_confidence(0.0, 3.0, CALIBRATION) == 0
+    assert region_confidence(2.0, 5.0, CALIBRATION) == 0.5
+    assert 0.5 < region_confidence(2.0, 6.0, CALIBRATION) < region_confidence(3.0, 6.0, CALIBRATION) < 1
+
+
+def test_where_the_threshold_is_lower_less_seeds_a_region_and_the_highest_rise_is_kept() -> None:
+    anomaly_map, threshold = blank(), np.full((64, 96), 6.0, np.float32)
+    threshold[:, 48:] = 2.0
+    anomaly_map[10, 10] = 5.0  # a seed nowhere but on the right
+    anomaly_map[30, 60:62] = 2.5  # below the low threshold, above its place's high one
+    anomaly_map[50, 5] = 6.2  # a seed, too small, and it rises less
+    (region,) = to_defect_regions(anomaly_map, CALIBRATION, "a.png@0", "draem-1", NOW, threshold)
+    assert region.box == (60, 30, 62, 31)
+    assert region.score == 2.5
+    assert region.confidence == pytest.approx(0.5 / (0.5 + 4.0))
 
 
 def test_the_label_mask_is_the_union_of_the_regions_and_only_of_this_frame() -> None:

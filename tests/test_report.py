@@ -19,7 +19,7 @@ from ssad_ray.datasets.synthetic import write_synthetic
 from ssad_ray.methods.artifact import Artifact, save_artifact
 from ssad_ray.methods.pixel_reference import PixelReference
 from ssad_ray.pipelines.evaluate import evaluate_on_test
-from ssad_ray.pipelines.fit import calibrate_held_out, without_fold
+from ssad_ray.pipelines.fit import calibrated, without_fold
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.frames import GoodTargets, collect_frames, plan_frames
 from ssad_ray.pipelines.gate import run_gate
@@ -68,8 +68,7 @@ def fit_reference(run: Run, name: str, blur_px: float) -> None:
     artifact = Artifact(name, "pixel_reference", plan, members, None, config, {})
     draft_path = run.work_path(name)
     save_artifact(artifact, draft_path)
-    calibration = calibrate_held_out(draft_path, rows, config, silent("calibrate"))
-    save_artifact(replace(artifact, calibration=calibration), run.model_path(name))
+    save_artifact(calibrated(draft_path, rows, config, silent("calibrate")), run.model_path(name))
 
 
 def make_run(path: Path, data_path: Path, models: Models) -> Run:

@@ -26,6 +26,8 @@ IGNORE_MARGIN = 1 / 32
 Maps are made in a working frame and bleed by a few of its pixels, so the uncertain ring scales with the image.
 """
 
+Threshold = float | NDArray[np.float32]
+
 _logger = logging.getLogger(__name__)
 
 
@@ -38,6 +40,7 @@ class MapRegion:
         box: Tight half-open `(x0, y0, x1, y1)`.
         area_px: Set pixels of the mask.
         peak: Largest map value.
+        excess: How far the map rises above the high threshold, at most.
         mean: Mean map value.
     """
 
@@ -45,6 +48,7 @@ class MapRegion:
     box: PixelBox
     area_px: int
     peak: float
+    excess: float
     mean: float
 
 
@@ -58,18 +62,18 @@ def check_map(anomaly_map: NDArray[np.float32], name: str = "an anomaly map") ->
 
 
 def find_regions(
-    anomaly_map: NDArray[np.float32], threshold_high: float, threshold_low: float, min_area_px: int
+    anomaly_map: NDArray[np.float32], threshold_high: Threshold, threshold_low: float, min_area_px: int
 ) -> tuple[list[MapRegion], int]:
     """Find the regions of a map by hysteresis.
 
-    A region is an 8-connected piece above the low threshold with a pixel above the high one. Pieces smaller than
-    `min_area_px` are dropped, except the one with the map's peak, which is why the image was judged anomalous; by
-    the same measure, holes smaller than `min_area_px` are filled.
+    A region is an 8-connected piece above the low or the high threshold with a pixel above the high one. Pieces
+    smaller than `min_area_px` are dropped, except the one that rises highest above the high threshold, which is why
+    the image was judged anomalous; by the same measure, holes smaller than `min_area_px` are filled.
 
     Args:
         anomaly_map: (H, W) float32, finite.
-        threshold_high: Raw map value.
-        threshold_low: Raw map value, below `threshold_high`.
+        threshold_high: Raw map value, one for all pixels or (H, W).
+        threshold_low: Raw map value.
         min_area_px: Pixels.
 
     Returns:
@@ -79,21 +83,27 @@ def find_regions(
         DataError: The map is not two-dimensional or not finite.
     """
     check_map(anomaly_map)
-    is_seed = anomaly_map > threshold_high
+    excess = anomaly_map - threshold_high
+    is_seed = excess > 0
     if not is_seed.any():
         return [], 0
-    labels, stats = _components(anomaly_map > threshold_low, connectivity=8)
-    peaks = np.full(len(stats), -np.inf, np.float32)
-    np.maximum.at(peaks, labels[is_seed], anomaly_map[is_seed])
-    is_kept = (stats[:, cv2.CC_STAT_AREA] >= min_area_px) | (peaks == peaks.max())
-    found = np.flatnonzero(is_kept & (peaks > threshold_high))
-    order = found[np.argsort(-peaks[found], kind="stable")]
-    regions = [_cut_out(anomaly_map, labels, label, stats[label], min_area_px) for label in order[:MAX_REGIONS]]
+    labels, stats = _components((anomaly_map > threshold_low) | is_seed, connectivity=8)
+    peaks = _largest(anomaly_map, labels, len(stats), is_seed)
+    rises = _largest(excess, labels, len(stats), is_seed)
+    is_kept = (stats[:, cv2.CC_STAT_AREA] >= min_area_px) | (rises == rises.max())
+    found = np.flatnonzero(is_kept & (rises > 0))
+    order = found[np.argsort(-peaks[found], kind="stable")][:MAX_REGIONS]
+    regions = [_cut_out(anomaly_map, excess, labels, label, stats[label], min_area_px) for label in order]
     return regions, len(found)
 
 
 def to_defect_regions(
-    anomaly_map: NDArray[np.float32], calibration: Calibration, sample_id: str, model: str, time: datetime
+    anomaly_map: NDArray[np.float32],
+    calibration: Calibration,
+    sample_id: str,
+    model: str,
+    time: datetime,
+    threshold_high: Threshold | None = None,
 ) -> list[DefectRegion]:
     """Label a map that was judged anomalous.
 
@@ -103,11 +113,13 @@ def to_defect_regions(
         sample_id: Prefix of the region ids.
         model: Artifact name, for the provenance.
         time: Moment of labelling, aware of its time zone.
+        threshold_high: What seeds a region, one value or (H, W); the calibration's by default.
 
     Returns:
         Regions by falling score. Where the limit of 1000 cuts some off, a warning is logged.
     """
-    high, low = calibration.pixel_threshold_high, calibration.pixel_threshold_low
+    high = calibration.pixel_threshold_high if threshold_high is None else threshold_high
+    low = calibration.pixel_threshold_low
     regions, num_found = find_regions(anomaly_map, high, low, calibration.min_area_px)
     if num_found > len(regions):
         _logger.warning("%s: %d regions found, the %d highest are kept", sample_id, num_found, len(regions))
@@ -120,7 +132,7 @@ def to_defect_regions(
             box=region.box,
             area_px=region.area_px,
             score=region.peak,
-            confidence=region_confidence(region.peak, region.mean, calibration),
+            confidence=region_confidence(region.excess, region.mean, calibration),
             defect_type=None,
             provenance=provenance,
         )
@@ -128,15 +140,15 @@ def to_defect_regions(
     ]
 
 
-def region_confidence(peak: float, mean: float, calibration: Calibration) -> float:
+def region_confidence(excess: float, mean: float, calibration: Calibration) -> float:
     """Return how far a region stands above the thresholds, in [0, 1).
 
-    With `z` the mean of the peak's excess over the high and the mean value's excess over the low threshold, both in
+    With `z` the mean of its excess over the high and of its mean value's excess over the low threshold, both in
     units of the normal maps' spread, this is `z / (1 + z)`: 0 at the thresholds, 1/2 one spread above them, and
     rising in both arguments. It ranks and weights regions; it is not a probability.
     """
-    excess = max(peak - calibration.pixel_threshold_high, 0.0) + max(mean - calibration.pixel_threshold_low, 0.0)
-    return excess / (excess + 2.0 * calibration.map_scale)
+    both = max(excess, 0.0) + max(mean - calibration.pixel_threshold_low, 0.0)
+    return both / (both + 2.0 * calibration.map_scale)
 
 
 def label_mask(regions: Sequence[DefectRegion], height: int, width: int) -> NDArray[np.bool_]:
@@ -202,8 +214,18 @@ def _components(mask: NDArray[np.bool_], connectivity: int) -> tuple[NDArray[np.
     return labels.astype(np.int32, copy=False), stats.astype(np.int32, copy=False)
 
 
+def _largest(
+    values: NDArray[np.float32], labels: NDArray[np.int32], num_labels: int, counts: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Return per label the largest value of its pixels that count; -inf where none does."""
+    largest = np.full(num_labels, -np.inf, np.float32)
+    np.maximum.at(largest, labels[counts], values[counts])
+    return largest
+
+
 def _cut_out(
     anomaly_map: NDArray[np.float32],
+    excess: NDArray[np.float32],
     labels: NDArray[np.int32],
     label: int,
     stats: NDArray[np.int32],
@@ -214,7 +236,8 @@ def _cut_out(
     mask = _without_small_holes(labels[at] == label, min_area_px)
     values = anomaly_map[at][mask]
     box = (x0, y0, x0 + columns, y0 + rows)
-    return MapRegion(mask, box, values.size, float(values.max()), float(values.mean(dtype=np.float64)))
+    rise = float(excess[at][mask].max())
+    return MapRegion(mask, box, values.size, float(values.max()), rise, float(values.mean(dtype=np.float64)))
 
 
 def _without_small_holes(mask: NDArray[np.bool_], min_area_px: int) -> NDArray[np.bool_]:

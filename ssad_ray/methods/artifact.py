@@ -2,10 +2,11 @@
 
     config.yaml          the resolved config
     artifact.json        method, frame plan, calibration, card (versions, seed, data digest, training facts)
-    weights.safetensors  the arrays of every ensemble member
+    weights.safetensors  the arrays of every ensemble member, and the normal profile
 
 An artifact is an ensemble: one member per cross-fitting fold, each fitted without the good images of its fold, so
-that every good image has a score from a member that never saw it. Members vote by the mean of their maps.
+that every good image has a score from a member that never saw it. Members vote by the mean of their maps. On aligned
+parts an image's score is how far its map rises above the normal profile; else it is the members' own.
 """
 
 import json
@@ -22,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 from ssad_ray.config import RunConfig, dump_config, validate_config
 from ssad_ray.core.framing import FramePlan, to_frames, to_map
+from ssad_ray.core.profile import NormalProfile
 from ssad_ray.core.records import Calibration
 from ssad_ray.errors import ArtifactError
 from ssad_ray.methods import load_method
@@ -29,6 +31,7 @@ from ssad_ray.methods.base import Method, State
 
 _FRAMES_PER_BATCH = 16
 _FORMAT = 1
+_PROFILE_MEAN, _PROFILE_SPREAD = "profile/mean", "profile/spread"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class Artifact:
         calibration: Thresholds; None until the artifact is calibrated.
         config: The resolved config it was made with.
         card: Versions, seed, data digest, what was measured while fitting.
+        profile: How high the maps of good images are at every place; None where frames have no fixed place.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Artifact:
     calibration: Calibration | None
     config: RunConfig
     card: Mapping[str, Any]
+    profile: NormalProfile | None = None
 
     def score(
         self, image: NDArray[np.uint8], members: Sequence[int] | None = None
@@ -65,14 +70,33 @@ class Artifact:
         Returns:
             The raw anomaly score and the anomaly map (H, W) float32 in the image's own frame.
         """
-        frames = to_frames(image, self.plan)
+        scores, maps = self.score_frames(to_frames(image, self.plan), members)
+        return float(scores.max()), to_map(maps, self.plan, *image.shape[:2])
+
+    def score_frames(
+        self, frames_BHWC: NDArray[np.uint8], members: Sequence[int] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the scores (B,) and the raw maps (B, H, W) of frames."""
         voters = self.members if members is None else [self.members[index] for index in members]
-        scores, maps = zip(*(_score_frames(member, frames) for member in voters), strict=True)
-        mean_map = np.stack(maps).mean(axis=0)
-        return float(np.mean([s.max() for s in scores])), to_map(mean_map, self.plan, *image.shape[:2])
+        scores, maps = (
+            np.mean(votes, axis=0) for votes in zip(*(_score(it, frames_BHWC) for it in voters), strict=True)
+        )
+        return scores if self.profile is None else self.profile.excess(maps).max(axis=(1, 2)), maps
+
+    def seed_threshold(self, height: int, width: int) -> float | NDArray[np.float32]:
+        """Return the map value above which a pixel of an anomalous image seeds a region; (H, W) with a profile.
+
+        What makes an image anomalous by itself is a seed, and so is what is above the high pixel threshold.
+        """
+        assert self.calibration is not None, "thresholds are there once an artifact is calibrated"  # noqa: S101
+        high = self.calibration.pixel_threshold_high
+        if self.profile is None:
+            return high
+        limit_HW = self.profile.mean_HW + np.float32(self.calibration.image_threshold) * self.profile.spread_HW
+        return np.minimum(to_map(limit_HW[np.newaxis], self.plan, height, width), np.float32(high))
 
 
-def _score_frames(member: Method, frames_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _score(member: Method, frames_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     chunks = range(0, len(frames_BHWC), _FRAMES_PER_BATCH)
     scores, maps = zip(*(member.score(frames_BHWC[at : at + _FRAMES_PER_BATCH]) for at in chunks), strict=True)
     return np.concatenate(scores), np.concatenate(maps)
@@ -89,6 +113,8 @@ def save_artifact(artifact: Artifact, path: Path) -> None:
         for index, member in enumerate(artifact.members)
         for name, value in member.state().items()
     }
+    if artifact.profile is not None:
+        weights |= {_PROFILE_MEAN: artifact.profile.mean_HW, _PROFILE_SPREAD: artifact.profile.spread_HW}
     save_file(weights, partial / "weights.safetensors")
     (partial / "config.yaml").write_text(dump_config(artifact.config), encoding="utf-8")
     described = {
@@ -131,6 +157,7 @@ def load_artifact(path: Path) -> Artifact:
         calibration=_calibration(calibration) if calibration else None,
         config=config,
         card=described["card"],
+        profile=NormalProfile(weights[_PROFILE_MEAN], weights[_PROFILE_SPREAD]) if _PROFILE_MEAN in weights else None,
     )
 
 

@@ -36,7 +36,10 @@ def judge(
     image = decode(data, limits.max_image_px)
     score, anomaly_map = artifact.score(image)
     is_anomalous = score > calibration.image_threshold
-    regions = to_defect_regions(anomaly_map, calibration, sample.sample_id, artifact.name, time) if is_anomalous else ()
+    regions = []
+    if is_anomalous:
+        seeds_above = artifact.seed_threshold(*anomaly_map.shape)
+        regions = to_defect_regions(anomaly_map, calibration, sample.sample_id, artifact.name, time, seeds_above)
     verdict = Verdict(
         sample_id=sample.sample_id,
         uri=sample.uri,

@@ -11,9 +11,10 @@ import pyarrow as pa
 from ssad_ray import __version__
 from ssad_ray.config import RunConfig
 from ssad_ray.core.calibration import calibrate
-from ssad_ray.core.framing import FramePlan
+from ssad_ray.core.framing import FramePlan, to_frames, to_map
 from ssad_ray.core.images import decode
-from ssad_ray.core.records import Calibration, Sample
+from ssad_ray.core.profile import NormalProfile, held_out_scores
+from ssad_ray.core.records import Sample
 from ssad_ray.core.rng import generator
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.datasets.splits import digest
@@ -27,7 +28,7 @@ from ssad_ray.pipelines.stream import Progress, Row, stream
 from ssad_ray.pipelines.training import Member, train_members
 
 _HELD_OUT_SCHEMA = pa.schema(
-    [("score", pa.float64()), ("height", pa.int64()), ("width", pa.int64()), ("map", pa.binary())]
+    [("score", pa.float64()), ("height", pa.int64()), ("width", pa.int64()), ("maps", pa.binary())]
 )
 
 
@@ -88,8 +89,7 @@ def fit_members(
     draft_path = work / "uncalibrated"
     if not draft_path.exists():
         save_artifact(artifact, draft_path)
-    calibration = calibrate_held_out(draft_path, rows, config, announce(f"{name}: calibrate"))
-    save_artifact(replace(artifact, calibration=calibration), run.model_path(name))
+    save_artifact(calibrated(draft_path, rows, config, announce(f"{name}: calibrate")), run.model_path(name))
 
 
 def _initial_states(config: RunConfig) -> list[State | None]:
@@ -101,22 +101,22 @@ def _initial_states(config: RunConfig) -> list[State | None]:
     return [sources[fold % len(sources)].state() for fold in range(num_folds)]
 
 
-def calibrate_held_out(
-    artifact_path: Path, rows: Sequence[ManifestRow], config: RunConfig, progress: Progress
-) -> Calibration:
-    """Learn thresholds from good images, each scored by the member that did not see it."""
+def calibrated(draft_path: Path, rows: Sequence[ManifestRow], config: RunConfig, progress: Progress) -> Artifact:
+    """Return a saved artifact with thresholds from good images, each scored by the member that did not see it."""
+    artifact = load_artifact(draft_path)
     folds = assign_folds(rows, config.calibration.folds, config.seed)
-    worker = partial(HeldOutScorer, artifact_path, folds, config)
+    worker = partial(HeldOutScorer, draft_path, folds, config)
     results = [row for row in stream(rows, worker, _HELD_OUT_SCHEMA, config, progress) if row["error"] is None]
-    maps = (np.frombuffer(row["map"], np.float32).reshape(row["height"], row["width"]) for row in results)
+    plan, shape = artifact.plan, (-1, artifact.plan.height, artifact.plan.width)
+    maps = [np.frombuffer(row["maps"], np.float32).reshape(shape) for row in results]
+    scores = [row["score"] for row in results]
+    if plan.mode == "resize":
+        of_frames = np.concatenate(maps)
+        artifact, scores = replace(artifact, profile=NormalProfile.of(of_frames)), held_out_scores(of_frames)
+    in_image = (to_map(each, plan, row["height"], row["width"]) for each, row in zip(maps, results, strict=True))
     options = config.calibration
-    return calibrate(
-        [row["score"] for row in results],
-        maps,
-        options.false_alarm_level,
-        options.pixel_fpr_high,
-        options.pixel_fpr_low,
-    )
+    calibration = calibrate(scores, in_image, options.false_alarm_level, options.pixel_fpr_high, options.pixel_fpr_low)
+    return replace(artifact, calibration=calibration)
 
 
 class HeldOutScorer:
@@ -126,10 +126,12 @@ class HeldOutScorer:
         self.artifact, self.folds, self.config = load_artifact(artifact_path), folds, config
 
     def __call__(self, sample: Sample, data: bytes) -> Row:
-        """Return the score and the map of one image."""
+        """Return the score and the maps of one image's frames."""
         image = decode(data, self.config.data.max_image_px)
-        score, anomaly_map = self.artifact.score(image, members=[self.folds[sample.sample_id]])
-        return {"score": score, "height": image.shape[0], "width": image.shape[1], "map": anomaly_map.tobytes()}
+        frames = to_frames(image, self.artifact.plan)
+        scores, maps = self.artifact.score_frames(frames, members=[self.folds[sample.sample_id]])
+        height, width = image.shape[:2]
+        return {"score": float(scores.max()), "height": height, "width": width, "maps": maps.tobytes()}
 
 
 def without_fold(frames: TrainingFrames, fold_of_frame: Sequence[int], fold: int) -> TrainingFrames:

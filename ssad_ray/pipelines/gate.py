@@ -158,7 +158,7 @@ class PlantedJudge:
         score, _ = self.artifact.score(image, members=[fold])
         frames = to_frames(image, self.artifact.plan)
         plants = [self._plant(frames, sample.sample_id, index) for index in range(self.num_plants)]
-        scores, maps = self.artifact.members[fold].score(np.stack([frame for frame, _ in plants]))
+        scores, maps = self.artifact.score_frames(np.stack([frame for frame, _ in plants]), members=[fold])
         rankings = [rank_scores(m.ravel(), mask.ravel()) for m, (_, mask) in zip(maps, plants, strict=True)]
         return {
             "score": score,

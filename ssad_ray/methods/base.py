@@ -64,8 +64,8 @@ class Method(Protocol):
 class TrainsByGradient(Protocol):
     """The ability of a method whose fit is stochastic gradient descent; it can then be trained across workers.
 
-    `batch` is a pure function of its arguments: the frames of shard `shard` of step `step` are the same whichever
-    worker computes them, so the number of workers cannot change a result.
+    `batch` is a pure function of its arguments and of what `initialise` set: the frames of shard `shard` of step `step`
+    are the same whichever worker computes them, so the number of workers cannot change a result.
     """
 
     @property
@@ -80,7 +80,7 @@ class TrainsByGradient(Protocol):
         """Set what is not learnt by gradient (statistics, random initial weights); a pure function of its arguments."""
 
     def batch(self, frames: TrainingFrames, seed: int, step: int, shard: int) -> Mapping[str, NDArray[Any]]:
-        """Return shard `shard` (of `training.shards`) of the batch of a step, as named arrays."""
+        """Return shard `shard` (of `training.shards`) of the batch of a step, as named arrays; after `initialise`."""
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the mean loss of a shard, a scalar."""

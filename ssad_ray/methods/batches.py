@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssad_ray.config import TrainingConfig
+from ssad_ray.core.framing import is_aligned
 from ssad_ray.core.rng import generator
 from ssad_ray.core.synthesis.families import plant
 from ssad_ray.methods.base import TrainingFrames
@@ -21,13 +22,17 @@ HELD_OUT_FAMILIES = ("missing", "poisson")
 """Never trained on: the gate judges with them."""
 
 Batch = dict[str, NDArray[Any]]
+Variation = NDArray[np.float32] | float
 Planes = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]
 
 _ANOTHER = 0.5  # odds of one more plant
+_NATURAL = 1.5  # standard deviations of good images; a change within is seen on good parts too
+_SENSOR_NOISE = 4.0  # grey levels
 _GAIN = 0.05
 _BIAS = 5.0  # grey levels
 _SHIFT = 0.015  # of the frame's sides
 _TURN = 1.5  # degrees
+_REACH_PX = 5
 
 
 def planted_shard(
@@ -38,6 +43,7 @@ def planted_shard(
     shard: int,
     planted_fraction: float,
     labelled_fraction: float = 0.0,
+    variation_HWC: Variation = 0.0,
 ) -> Batch:
     """Make one shard of a batch.
 
@@ -49,6 +55,7 @@ def planted_shard(
         shard: Which part of the batch.
         planted_fraction: Share of items that are good frames with planted defects.
         labelled_fraction: Share of items that are labelled frames; the rest are good frames as they are.
+        variation_HWC: The `natural_variation` of the good frames.
 
     Returns:
         `clean` and `image` (B, H, W, 3) uint8, before and after planting; `target` and `weight` (B, H, W) and
@@ -67,8 +74,9 @@ def planted_shard(
         image = clean
         if kind < labelled_fraction + planted_fraction:
             other = _draw(frames, frames.is_good_N, rng)[0]
-            image, mask = _planted(clean, other, rng)
-            target = body(mask).astype(np.float32)
+            image, is_defect, is_unsure = _planted(clean, other, variation_HWC, rng)
+            target = is_defect.astype(np.float32)
+            weight = np.where(is_unsure, np.float32(0), weight)
         items.append((clean, image, target, weight, np.float32(1)))
     names = ("clean", "image", "target", "weight", "is_good")
     return {name: np.stack(planes) for name, planes in zip(names, zip(*items, strict=True), strict=True)}
@@ -89,15 +97,37 @@ def body(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel)[side:-side, side:-side] > 0
 
 
+def natural_variation(images_NHWC: NDArray[np.uint8]) -> Variation:
+    """Return how far each pixel of good frames varies, (H, W, 3) float32, grey levels; 0.0 if they are not aligned.
+
+    It is the largest standard deviation within the reach of the poses that training adds.
+    """
+    if not is_aligned(list(images_NHWC)):
+        return 0.0
+    squares = np.zeros(images_NHWC.shape[1:], np.float32)
+    for image in images_NHWC:
+        squares += np.square(image, dtype=np.float32) / len(images_NHWC)
+    variance = np.maximum(squares - np.square(images_NHWC.mean(axis=0, dtype=np.float64)), 0.0)
+    reach = np.ones((_REACH_PX, _REACH_PX), np.uint8)
+    return np.asarray(cv2.dilate(np.sqrt(variance + _SENSOR_NOISE**2), reach), np.float32)
+
+
 def _planted(
-    image: NDArray[np.uint8], other: NDArray[np.uint8], rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Plant one defect, and with falling odds more, over and beside each other: real damage is of several kinds."""
-    planted, mask = plant(image, rng, TRAINING_FAMILIES, other)
+    image: NDArray[np.uint8], other: NDArray[np.uint8], variation_HWC: Variation, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Plant one defect, and with falling odds more, over and beside each other: real damage is of several kinds.
+
+    Returns:
+        The planted image; where it is defective; and where it changed no more than good images do, which is neither.
+    """
+    planted, change = plant(image, rng, TRAINING_FAMILIES, other)
+    changes = [change]
     while rng.random() < _ANOTHER:
-        planted, further = plant(planted, rng, TRAINING_FAMILIES, other)
-        mask = mask | further
-    return planted, mask
+        planted, change = plant(planted, rng, TRAINING_FAMILIES, other)
+        changes.append(change)
+    is_unnatural = (cv2.absdiff(planted, image) > _NATURAL * variation_HWC).any(axis=2)
+    is_defect = np.logical_or.reduce([body(change & is_unnatural) for change in changes])
+    return planted, is_defect, np.logical_or.reduce(changes) & ~is_defect
 
 
 def _draw(frames: TrainingFrames, among_N: NDArray[np.bool_], rng: np.random.Generator) -> Planes:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ssad_ray.config import ComparisonConfig, TrainingConfig
 from ssad_ray.methods.base import State, TrainingFrames, to_tensor
+from ssad_ray.methods.batches import Variation, natural_variation
 from ssad_ray.methods.losses import DEFECT_PRIOR, reconstruction_loss, segmentation_loss
 from ssad_ray.methods.networks import Reconstructor, UNet, doubling
 from ssad_ray.methods.reference import NUM_CHANNELS, NormalReference, frame_shape
@@ -52,6 +53,7 @@ class Comparison:
     def __init__(self, config: ComparisonConfig) -> None:
         self.config = config
         self.network = ComparisonNetwork(config, 1, 1)
+        self.variation_HWC: Variation = 0.0
 
     @property
     def training(self) -> TrainingConfig:
@@ -59,10 +61,12 @@ class Comparison:
         return self.config.training
 
     def initialise(self, frames: TrainingFrames, seed: int) -> None:
-        """Draw initial weights and learn the reference from the good frames."""
+        """Draw initial weights and learn from the good frames what is usual."""
         torch.manual_seed(seed)
         self.network = ComparisonNetwork(self.config, *frames.images_NHWC.shape[1:3])
-        self.network.reference.learn(frames.images_NHWC[frames.is_good_N])
+        good = frames.images_NHWC[frames.is_good_N]
+        self.network.reference.learn(good)
+        self.variation_HWC = natural_variation(good)
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Reconstruct the good frames as they were before planting, and find what is defective."""

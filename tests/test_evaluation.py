@@ -92,7 +92,7 @@ def test_regions_of_another_frame_are_refused():
     image = JudgedImage(
         Prediction("a", 1.0, true.astype(np.float32)), GroundTruth("a", "hole"), (region(true.T, 1.0),), true
     )
-    with pytest.raises(DataError, match=r"40 x 24 px \(height x width\), its image's map has 24 x 40"):
+    with pytest.raises(DataError, match=r"40 x 24 px \(height x width\) and its image has 24 x 40"):
         evaluate([image])
 
 

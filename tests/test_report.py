@@ -145,6 +145,12 @@ def test_the_figures_hold_what_was_measured(labelled: Run) -> None:
     assert [each["is_promoted"] for each in facts["rounds"]] == [False, True]
     assert facts["label_quality"]["gates"]["unet-1"]["challenger"]["num_planted"] >= 8
     assert facts["label_quality"]["versions"]["draem-1"]["images"] == sum(facts["counts"]["images"]["online"].values())
+    truth = facts["label_quality"]["versions"]["draem-1"]["truth"]
+    online = facts["counts"]["images"]["online"]
+    assert truth["num_good"] == online["good"]
+    assert truth["num_defective"] == sum(online.values()) - online["good"]
+    assert 0 < truth["pooled_iou"] < 1
+    assert f"{truth['num_found']} of {truth['num_defective']}" in page_of(labelled)
     assert list(facts["counts"]["quarantined"]) == ["train/good/<i>.png"]
     assert facts["seconds"].keys() == {f"fit {name}" for name in MODELS.names}
     assert facts["versions"].keys() == {"ssad_ray", "python", "torch", "ray", "numpy", "opencv"}

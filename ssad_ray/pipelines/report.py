@@ -3,7 +3,7 @@
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +12,7 @@ from ssad_ray import __version__
 from ssad_ray.core.records import Stage
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.labels.versions import LabelVersion, list_versions, read_labels, read_lineage
+from ssad_ray.pipelines.label_quality import compare_with_truth
 from ssad_ray.pipelines.report_page import ReportedModel, render
 from ssad_ray.pipelines.report_pictures import MAX_PICTURES, choose, illustrate
 from ssad_ray.pipelines.run import Announce, Run, read_json, write_json, write_text
@@ -87,7 +88,12 @@ def gather(run: Run, models: Models, rows: Mapping[Stage, list[ManifestRow]]) ->
         "label_quality": {
             "gates": gates,
             "versions": {
-                name: {"model": each.lineage.model, "created": each.created, **each.counts}
+                name: {
+                    "model": each.lineage.model,
+                    "created": each.created,
+                    **each.counts,
+                    "truth": _label_quality(run, name, rows["online"]),
+                }
                 for name, each in labels.items()
             },
         },
@@ -105,6 +111,12 @@ def gather(run: Run, models: Models, rows: Mapping[Stage, list[ManifestRow]]) ->
             **{name: version(package) for name, package in _PACKAGES.items()},
         },
     }
+
+
+def _label_quality(run: Run, version: str, rows: list[ManifestRow]) -> Facts | None:
+    verdicts = {verdict.sample_id: verdict for verdict in read_labels(str(run.labels_path), version)}
+    quality = compare_with_truth(rows, verdicts, run.config.data.max_image_bytes)
+    return asdict(quality) if quality else None
 
 
 def _metrics(run: Run, name: str) -> dict[str, float | None]:

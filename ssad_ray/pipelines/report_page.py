@@ -95,6 +95,7 @@ def render(facts: Facts, models: Sequence[ReportedModel], stage: str, illustrati
         groups=[(name, list(members)) for name, members in groupby(illustrations, lambda each: each.row.defect_type)],
         num_shown=len(illustrations),
         has_truth=any(each.row.defect_type is not None for each in illustrations),
+        labels_have_truth=any(each["truth"] for each in facts["label_quality"]["versions"].values()),
         colour_bar=encode_png(colour_levels(np.linspace(0.0, 1.0, 256)[np.newaxis])),
         max_listed=_MAX_LISTED,
     )

@@ -12,12 +12,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ssad_ray.core.masks import decode_mask, mask_box
 from ssad_ray.core.metrics.objects import ImageBoxes, coco_precision, tianchi_score
 from ssad_ray.core.metrics.pixel import Overlap, PixelAccumulator, PixelHistogram, PixelScores, overlap
 from ssad_ray.core.metrics.ranking import Ranking, rank_scores
 from ssad_ray.core.records import GOOD, DefectRegion, EvaluationReport, GroundTruth, Prediction
-from ssad_ray.errors import DataError
+from ssad_ray.core.regions import label_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ class Evaluation:
             self._counts["pixel_images"] += 1
             self._pixels.update(anomaly_map, mask)
             if image.regions is not None:
-                common = overlap(_paint(image.regions, mask.shape), mask)
+                common = overlap(label_mask(image.regions, *mask.shape), mask)
         self._rows.append(_Row(image.prediction.sample_id, is_defective, score, common, self._boxes(image, mask)))
 
     def _usable_mask(self, image: JudgedImage, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
@@ -160,20 +159,6 @@ def component_boxes(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     _, _, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
     corner, size = stats[1:, :2], stats[1:, 2:4]
     return np.concatenate([corner, corner + size], axis=1).astype(np.float64)
-
-
-def _paint(regions: Sequence[DefectRegion], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return the union of all regions' masks."""
-    painted = np.zeros(shape, bool)
-    for region in regions:
-        if (region.mask.height, region.mask.width) != shape:
-            raise DataError(
-                f"region {region.region_id} lies in a frame of {region.mask.height} x {region.mask.width} px (height x "
-                f"width), its image's map has {shape[0]} x {shape[1]}; give both in the frame of the image"
-            )
-        x0, y0, x1, y1 = mask_box(region.mask)
-        painted[y0:y1, x0:x1] |= decode_mask(region.mask, (x0, y0, x1, y1))
-    return painted
 
 
 def _image_metrics(rows: Sequence[_Row]) -> dict[str, float | None]:

@@ -1,0 +1,67 @@
+"""How good automatic labels are, where the truth about the labelled images is known; for reports alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ssad_ray.core.images import decode_mask
+from ssad_ray.core.metrics.pixel import Overlap, overlap
+from ssad_ray.core.records import GOOD, Verdict
+from ssad_ray.core.regions import label_mask
+from ssad_ray.core.storage import read_bytes
+from ssad_ray.datasets.manifest import ManifestRow
+from ssad_ray.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class LabelQuality:
+    """A label version against the truth.
+
+    Attributes:
+        num_defective: Labelled images that are defective.
+        num_found: Those of them that were judged anomalous.
+        num_good: Labelled images that are good.
+        num_false_alarms: Those of them that were judged anomalous.
+        pooled_iou: Of the regions with the true masks, all good and masked images together; None without a mask.
+    """
+
+    num_defective: int
+    num_found: int
+    num_good: int
+    num_false_alarms: int
+    pooled_iou: float | None
+
+
+def compare_with_truth(
+    rows: list[ManifestRow], verdicts: Mapping[str, Verdict], max_image_bytes: int
+) -> LabelQuality | None:
+    """Compare the labels of images with their ground truth; None where nothing is known of any of them.
+
+    Args:
+        rows: The images.
+        verdicts: Their labels by sample_id. Images without one, or with an error, are left out.
+        max_image_bytes: Largest accepted mask file.
+    """
+    judged = [(row, verdicts[row.sample_id]) for row in rows if row.sample_id in verdicts and row.defect_type]
+    judged = [(row, verdict) for row, verdict in judged if verdict.error is None]
+    if not judged:
+        return None
+    good = [verdict for row, verdict in judged if row.defect_type == GOOD]
+    defective = [verdict for row, verdict in judged if row.defect_type != GOOD]
+    total, has_mask = Overlap(), False
+    for row, verdict in judged:
+        found = label_mask(verdict.regions, verdict.height, verdict.width)
+        if row.defect_type == GOOD:
+            total += overlap(found, found & False)
+        elif row.mask_uri is not None:
+            try:
+                true = decode_mask(read_bytes(row.mask_uri, max_image_bytes), verdict.height, verdict.width)
+            except DataError:
+                continue  # the catalogue says what is wrong with it
+            total, has_mask = total + overlap(found, true), True
+    return LabelQuality(
+        num_defective=len(defective),
+        num_found=sum(bool(verdict.is_anomalous) for verdict in defective),
+        num_good=len(good),
+        num_false_alarms=sum(bool(verdict.is_anomalous) for verdict in good),
+        pooled_iou=total.iou if has_mask else None,
+    )

@@ -69,3 +69,15 @@ def test_training_planes_are_cut_at_one_place(plan):
     frame, cut = random_frame([image, target], plan, generator(0, "where"))
     assert frame.shape == (48, 32, 3)
     np.testing.assert_allclose(frame[..., 0], cut, atol=1.0)
+
+
+@pytest.mark.parametrize("length", [64, 65, 128, 300, 2000])
+def test_training_tiles_touch_the_edges_about_as_often_as_scored_ones(length):
+    column = np.arange(length, dtype=np.float32)[:, None].repeat(64, axis=1)
+    rng = generator(0, "edges")
+    starts = np.array([random_frame([column], TILES, rng)[0][0, 0] for _ in range(2000)])
+    assert starts.min() == 0
+    assert starts.max() == length - 64
+    scored = to_frames(np.zeros((length, 64, 3), np.uint8), TILES)
+    assert 0.5 / len(scored) <= np.mean(starts == 0) <= 2.0 / len(scored)
+    assert abs(np.mean(starts == 0) - np.mean(starts == length - 64)) < 0.05

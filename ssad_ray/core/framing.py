@@ -91,13 +91,14 @@ def to_map(maps_BHW: NDArray[np.float32], plan: FramePlan, height: int, width: i
 def random_frame(planes: Sequence[NDArray[Any]], plan: FramePlan, rng: np.random.Generator) -> list[NDArray[Any]]:
     """Cut the same training frame out of planes of one size (an image, its target, its weights).
 
-    A target or weight plane is resized like the image; uint8 and float32 planes are accepted.
+    A target or weight plane is resized like the image; uint8 and float32 planes are accepted. Tiles lie at the image's
+    edges about as often as those of `to_frames` do, or edges would be foreign to whoever learns from them.
     """
     if plan.mode == "resize":
         return [_resize(plane, plan.height, plan.width) for plane in planes]
     scaled = [_pad(_scaled(plane, plan.scale), plan) for plane in planes]
-    y = int(rng.integers(scaled[0].shape[0] - plan.height + 1))
-    x = int(rng.integers(scaled[0].shape[1] - plan.width + 1))
+    y = _random_start(scaled[0].shape[0], plan.height, rng)
+    x = _random_start(scaled[0].shape[1], plan.width, rng)
     return [plane[y : y + plan.height, x : x + plan.width] for plane in scaled]
 
 
@@ -143,6 +144,11 @@ def _starts(length: int, tile: int, overlap: float) -> list[int]:
     """Evenly spread tile starts: the first at 0, the last flush with the end, at least `overlap` shared."""
     count = 1 + int(np.ceil((length - tile) / max(1.0, tile * (1.0 - overlap))))
     return [round(start) for start in np.linspace(0, length - tile, count)]
+
+
+def _random_start(length: int, tile: int, rng: np.random.Generator) -> int:
+    """Draw the start of a tile that may reach half its side over either end, and push it back inside."""
+    return int(np.clip(rng.integers(-(tile // 2), length - tile // 2), 0, length - tile))
 
 
 def _window(plan: FramePlan) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from ray.train import WorkerGroupError
 
 from ssad_ray.config import ResourcesConfig
 from ssad_ray.errors import ArtifactError, UnavailableError
-from ssad_ray.pipelines.session import our_errors, session, unwrap
+from ssad_ray.pipelines.session import _own_folder, our_errors, session, unwrap
 
 RESOURCES = ResourcesConfig(object_store_bytes=128 << 20)
 
@@ -79,3 +79,26 @@ def test_importing_the_pipelines_starts_nothing_and_changes_no_environment():
         "assert not ray.is_initialized(); assert dict(os.environ) == before"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_folders_of_killed_drivers_are_removed_and_those_of_living_ones_are_not() -> None:
+    hold = (
+        "import time; from ssad_ray.pipelines.session import _own_folder\n"
+        "with _own_folder() as folder: print(folder, flush=True); time.sleep(600)"
+    )
+    drivers = [subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        killed, living = (Path(driver.stdout.readline().strip()) for driver in drivers)
+        drivers[0].kill()
+        drivers[0].wait()
+        assert killed.exists()
+        with _own_folder() as own:
+            assert not killed.exists()
+            assert living.exists()
+            assert Path(own).exists()
+        assert not Path(own).exists()
+    finally:
+        for driver in drivers:
+            driver.kill()
+            driver.wait()
+            driver.stdout.close()

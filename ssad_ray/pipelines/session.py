@@ -1,12 +1,14 @@
 """The one place that starts Ray or joins a cluster, and that digs our own errors out of Ray's."""
 
+import fcntl
 import logging
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import ray
 from ray._private import ray_constants
@@ -20,6 +22,9 @@ from ssad_ray.errors import InspectionError, UnavailableError
 SPARE_CPUS = 2
 """Logical CPUs that actor pools leave free. Ray Data waits forever, without a word, when a pool takes all CPUs and
 a read task or the filter of a resumed run finds none."""
+
+_FOLDER_PREFIX = "ssad-"
+_LOCK = "driver.lock"
 
 
 @contextmanager
@@ -73,32 +78,50 @@ def our_errors() -> Iterator[None]:
 
 @contextmanager
 def _private(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]:
-    # Short, because socket paths below it may have 107 characters; own, because Ray never cleans its folder.
-    temp_dir = tempfile.mkdtemp(prefix="ssad-", dir="/tmp" if os.name == "posix" else None)  # noqa: S108
     asked = max(resources.train_workers, resources.score_workers or 0) * resources.threads_per_worker
     num_cpus = max(int(get_num_cpus(override_docker_cpu_warning=True)), asked, 2) + SPARE_CPUS
-    try:
-        with _environment():
-            try:
-                with _stderr_to_null():
-                    ray.init(
-                        address="local",  # None would attach to whatever RAY_ADDRESS or an older session names
-                        num_cpus=num_cpus,
-                        object_store_memory=resources.object_store_bytes,
-                        include_dashboard=dashboard,
-                        logging_level=logging.ERROR,
-                        log_to_driver=False,
-                        _temp_dir=temp_dir,
-                    )
-            except Exception as error:  # Ray raises plain ones, too
-                raise UnavailableError(
-                    f"Ray did not start on this machine: {error}\nIt needs about 1 GiB of memory, space in {temp_dir} "
-                    "and in /dev/shm; set resources.score_workers=0 and resources.train_workers=0 to do without Ray"
-                ) from error
+    with _own_folder() as temp_dir, _environment():
+        try:
+            with _stderr_to_null():
+                ray.init(
+                    address="local",  # None would attach to whatever RAY_ADDRESS or an older session names
+                    num_cpus=num_cpus,
+                    object_store_memory=resources.object_store_bytes,
+                    include_dashboard=dashboard,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    _temp_dir=temp_dir,
+                )
+        except Exception as error:  # Ray raises plain ones, too
+            ray.shutdown()
+            raise UnavailableError(
+                f"Ray did not start on this machine: {error}\nIt needs about 1 GiB of memory, space in {temp_dir} "
+                "and in /dev/shm; set resources.score_workers=0 and resources.train_workers=0 to do without Ray"
+            ) from error
+        try:
             yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _own_folder() -> Iterator[str]:
+    """Give a private cluster a folder, because Ray never cleans its own, and remove those of drivers that were killed.
+
+    A driver holds a lock in its folder for as long as it lives.
+    """
+    root = Path("/tmp")  # noqa: S108  # short, because socket paths below it may have 107 characters
+    for lock_path in root.glob(f"{_FOLDER_PREFIX}*/{_LOCK}"):
+        with suppress(OSError), lock_path.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock_path.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=root))
+    try:
+        with (folder / _LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield str(folder)
     finally:
-        ray.shutdown()
-        shutil.rmtree(temp_dir, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -50,9 +50,10 @@ def held_out_scores(maps_NHW: Maps) -> list[float]:
     total, squares = _sums(maps_NHW)
     common = _common_variance(total, squares, num)
     scores = []
-    for each in maps_NHW.astype(np.float64):
-        profile = NormalProfile(*_mean_and_spread(total - each, squares - each**2, num - 1, common))
-        scores.append(float(profile.excess(each.astype(np.float32)).max()))
+    for each in maps_NHW:
+        others = total - each, squares - np.square(each, dtype=np.float64)
+        profile = NormalProfile(*_mean_and_spread(*others, num - 1, common))
+        scores.append(float(profile.excess(each).max()))
     return scores
 
 

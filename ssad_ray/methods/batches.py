@@ -32,7 +32,6 @@ _GAIN = 0.05
 _BIAS = 5.0  # grey levels
 _SHIFT = 0.015  # of the frame's sides
 _TURN = 1.5  # degrees
-_REACH_PX = 5
 
 
 def planted_shard(
@@ -108,8 +107,9 @@ def natural_variation(images_NHWC: NDArray[np.uint8]) -> Variation:
     for image in images_NHWC:
         squares += np.square(image, dtype=np.float32) / len(images_NHWC)
     variance = np.maximum(squares - np.square(images_NHWC.mean(axis=0, dtype=np.float64)), 0.0)
-    reach = np.ones((_REACH_PX, _REACH_PX), np.uint8)
-    return np.asarray(cv2.dilate(np.sqrt(variance + _SENSOR_NOISE**2), reach), np.float32)
+    reach_px = 2 * round(_SHIFT * max(variance.shape)) + 1
+    spread = np.sqrt(variance + _SENSOR_NOISE**2)
+    return np.asarray(cv2.dilate(spread, np.ones((reach_px, reach_px), np.uint8)), np.float32)
 
 
 def _planted(

@@ -1,5 +1,6 @@
 """The whole loop, through the command line, on a small synthetic product."""
 
+import io
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ssad_ray.datasets.synthetic import write_synthetic
 
@@ -51,6 +53,12 @@ def finish(process: "subprocess.Popen[str]") -> str:
     return out
 
 
+def encoded(picture: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return file.getvalue()
+
+
 def figures(run: Path) -> dict:
     return {path.stem: json.loads(path.read_text()) for path in sorted((run / "evaluation").glob("*.json"))}
 
@@ -88,6 +96,34 @@ def test_a_loop_killed_twice_ends_with_the_same_figures(finished, data, tmp_path
         process.communicate()
     finish(ssad("loop", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL))
     assert figures(tmp_path / "run") == figures(finished)
+
+
+def test_a_loop_over_broken_files_of_every_kind_finishes_and_names_each(tmp_path):
+    plate = write_synthetic(tmp_path, num_train=20, num_test_good=6, num_per_defect=3, height=64, width=96)
+    train, test = sorted((plate / "train/good").iterdir()), sorted((plate / "test").rglob("*.png"))
+    masks = sorted((plate / "ground_truth").rglob("*.png"))
+    picture = Image.open(train[4])
+    broken = {
+        train[0]: train[0].read_bytes()[:500],
+        train[1]: b"",
+        train[2]: b"no picture",
+        train[3]: encoded(picture.convert("CMYK"), "TIFF"),
+        train[4]: encoded(Image.merge("RGBA", [*picture.split(), Image.new("L", picture.size, 128)]), "PNG"),
+        train[5]: encoded(picture.resize((400, 300)), "PNG"),
+        test[0]: test[0].read_bytes()[:900],
+        masks[-1]: encoded(Image.new("L", (50, 40), 255), "PNG"),
+    }
+    for path, content in broken.items():
+        path.write_bytes(content)
+    finish(ssad("loop", "--data", str(plate), "--out", str(tmp_path / "run"), "--set=data.max_image_px=20000", *SMALL))
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    named = {str(path.relative_to(plate)) for path in broken if path not in masks}
+    named.add(f"test/{masks[-1].parent.name}/{masks[-1].name.replace('_mask', '')}")
+    assert report["counts"]["quarantined"].keys() == named
+    assert all(report["counts"]["quarantined"].values())
+    assert sum(sum(stage.values()) for stage in report["counts"]["images"].values()) == len(train) + len(test) - len(
+        named
+    )
 
 
 def test_a_label_can_be_made_and_learnt_from_step_by_step(finished, data, tmp_path):

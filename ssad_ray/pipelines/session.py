@@ -82,23 +82,22 @@ def _private(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]:
     num_cpus = max(int(get_num_cpus(override_docker_cpu_warning=True)), asked, 2) + SPARE_CPUS
     with _own_folder() as temp_dir, _environment():
         try:
-            with _stderr_to_null():
-                ray.init(
-                    address="local",  # None would attach to whatever RAY_ADDRESS or an older session names
-                    num_cpus=num_cpus,
-                    object_store_memory=resources.object_store_bytes,
-                    include_dashboard=dashboard,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                    _temp_dir=temp_dir,
-                )
-        except Exception as error:  # Ray raises plain ones, too
-            ray.shutdown()
-            raise UnavailableError(
-                f"Ray did not start on this machine: {error}\nIt needs about 1 GiB of memory, space in {temp_dir} "
-                "and in /dev/shm; set resources.score_workers=0 and resources.train_workers=0 to do without Ray"
-            ) from error
-        try:
+            try:
+                with _stderr_to_null():
+                    ray.init(
+                        address="local",  # None would attach to whatever RAY_ADDRESS or an older session names
+                        num_cpus=num_cpus,
+                        object_store_memory=resources.object_store_bytes,
+                        include_dashboard=dashboard,
+                        logging_level=logging.ERROR,
+                        log_to_driver=False,
+                        _temp_dir=temp_dir,
+                    )
+            except Exception as error:  # Ray raises plain ones, too
+                raise UnavailableError(
+                    f"Ray did not start on this machine: {error}\nIt needs about 1 GiB of memory, space in {temp_dir} "
+                    "and in /dev/shm; set resources.score_workers=0 and resources.train_workers=0 to do without Ray"
+                ) from error
             yield
         finally:
             ray.shutdown()
@@ -117,8 +116,10 @@ def _own_folder() -> Iterator[str]:
             shutil.rmtree(lock_path.parent, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=root))
     try:
-        with (folder / _LOCK).open("a") as lock:
+        unlocked_path = folder / "starting"  # the lock gets its name when it is held, or another driver could take it
+        with unlocked_path.open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            unlocked_path.rename(folder / _LOCK)
             yield str(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

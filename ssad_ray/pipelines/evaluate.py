@@ -9,17 +9,15 @@ import numpy as np
 import pyarrow as pa
 
 from ssad_ray.config import RunConfig
-from ssad_ray.core.images import decode_mask
 from ssad_ray.core.metrics.evaluation import Evaluation, JudgedImage
 from ssad_ray.core.records import EvaluationReport, Prediction, Sample
-from ssad_ray.core.storage import read_bytes
 from ssad_ray.datasets.manifest import ManifestRow
-from ssad_ray.errors import DataError
 from ssad_ray.labels.rows import SCHEMA, from_row, to_row
 from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.judging import judge
 from ssad_ray.pipelines.run import Announce, Run, write_json
 from ssad_ray.pipelines.stream import Progress, Row, stream
+from ssad_ray.pipelines.truth import true_mask
 
 _SCHEMA = pa.schema(
     [*(field for field in SCHEMA if field.name not in ("sample_id", "error")), pa.field("map", pa.binary())]
@@ -65,11 +63,6 @@ def _judged(row: ManifestRow, result: Row, config: RunConfig) -> JudgedImage:
         return JudgedImage(Prediction(row.sample_id, None, None, result["error"]), row.ground_truth)
     verdict = from_row({name: value for name, value in result.items() if name != "map"})
     anomaly_map = np.frombuffer(result["map"], np.float32).reshape(verdict.height, verdict.width)
-    mask = None
-    if row.mask_uri is not None:
-        try:
-            mask = decode_mask(read_bytes(row.mask_uri, config.data.max_image_bytes), verdict.height, verdict.width)
-        except DataError:
-            mask = None  # counted by the evaluation as a defective image without a mask
+    mask = true_mask(row, verdict.height, verdict.width, config.data.max_image_bytes)
     prediction = Prediction(row.sample_id, verdict.anomaly_score, anomaly_map)
     return JudgedImage(prediction, row.ground_truth, verdict.regions, mask)

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ssad_ray.core.images import decode_mask
+import numpy as np
+
 from ssad_ray.core.metrics.pixel import Overlap, overlap
 from ssad_ray.core.records import GOOD, Verdict
 from ssad_ray.core.regions import label_mask
-from ssad_ray.core.storage import read_bytes
 from ssad_ray.datasets.manifest import ManifestRow
-from ssad_ray.errors import DataError
+from ssad_ray.pipelines.truth import true_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,8 @@ def compare_with_truth(
     for row, verdict in judged:
         found = label_mask(verdict.regions, verdict.height, verdict.width)
         if row.defect_type == GOOD:
-            total += overlap(found, found & False)
-        elif row.mask_uri is not None:
-            try:
-                true = decode_mask(read_bytes(row.mask_uri, max_image_bytes), verdict.height, verdict.width)
-            except DataError:
-                continue  # the catalogue says what is wrong with it
+            total += overlap(found, np.zeros_like(found))
+        elif (true := true_mask(row, verdict.height, verdict.width, max_image_bytes)) is not None:
             total, has_mask = total + overlap(found, true), True
     return LabelQuality(
         num_defective=len(defective),

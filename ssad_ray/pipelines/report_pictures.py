@@ -14,15 +14,14 @@ import pyarrow as pa
 
 from ssad_ray.config import DataConfig, RunConfig
 from ssad_ray.core.drawing import colour_map, outline, thumbnail_shape, to_jpeg
-from ssad_ray.core.images import decode, decode_mask, resize
+from ssad_ray.core.images import decode, resize
 from ssad_ray.core.records import GOOD, Sample, Verdict
 from ssad_ray.core.regions import label_mask
-from ssad_ray.core.storage import read_bytes
 from ssad_ray.datasets.manifest import ManifestRow
-from ssad_ray.errors import DataError
 from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.judging import judge
 from ssad_ray.pipelines.stream import Progress, Row, stream
+from ssad_ray.pipelines.truth import true_mask
 
 MAX_PICTURES = 60
 
@@ -104,11 +103,8 @@ def true_outline(row: ManifestRow, height: int | None, width: int | None, limits
     if not (row.height and row.width and height and width):
         return None
     if row.mask_uri is not None:
-        try:
-            mask = decode_mask(read_bytes(row.mask_uri, limits.max_image_bytes), row.height, row.width)
-        except DataError:
-            return None
-        return outline(mask, height, width)
+        mask = true_mask(row, row.height, row.width, limits.max_image_bytes)
+        return None if mask is None else outline(mask, height, width)
     scale = np.array([width / row.width, height / row.height] * 2)
     boxes = [np.array(true.box) * scale for true in row.boxes]
     return "".join(f"M{x0:g} {y0:g}H{x1:g}V{y1:g}H{x0:g}Z" for x0, y0, x1, y1 in boxes) or None

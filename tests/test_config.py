@@ -1,4 +1,3 @@
-import pickle
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -194,21 +193,14 @@ def test_the_defaults_lie_within_their_own_bounds() -> None:
     assert validate_config(RunConfig().model_dump()) == RunConfig()
 
 
-@pytest.mark.parametrize("kind", ERRORS)
-def test_an_error_survives_pickling_with_its_one_string(kind: type[InspectionError]) -> None:
-    error = pickle.loads(pickle.dumps(kind("Größe 3 × 4 was refused")))  # noqa: S301
-    assert type(error) is kind
-    assert error.detail == str(error) == "Größe 3 × 4 was refused"
-    assert error.args == ("Größe 3 × 4 was refused",)
-
-
-def test_an_error_raised_in_another_process_arrives_whole() -> None:
-    with (
-        ProcessPoolExecutor(1, get_context("spawn")) as pool,
-        pytest.raises(DataError, match=r"^bottle\.png is cut$") as raised,
-    ):
-        pool.submit(fail, DataError, "bottle.png is cut").result()
-    assert raised.value.detail == "bottle.png is cut"
+def test_errors_raised_in_another_process_arrive_whole() -> None:
+    detail = "Größe 3 × 4 was refused"
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        for kind in ERRORS:
+            error = pool.submit(fail, kind, detail).exception()
+            assert type(error) is kind
+            assert error.detail == str(error) == detail
+            assert error.args == (detail,)
 
 
 @pytest.mark.parametrize("arguments", [(), ("what", "where")])

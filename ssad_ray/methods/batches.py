@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssad_ray.config import TrainingConfig
-from ssad_ray.core.framing import is_aligned
 from ssad_ray.core.rng import generator
 from ssad_ray.core.synthesis.families import plant
 from ssad_ray.methods.base import TrainingFrames
@@ -22,11 +21,10 @@ HELD_OUT_FAMILIES = ("missing", "poisson")
 """Never trained on: the gate judges with them."""
 
 Batch = dict[str, NDArray[Any]]
-Variation = NDArray[np.float32] | float
 Planes = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]
 
 _ANOTHER = 0.5  # odds of one more plant
-_NATURAL = 1.5  # standard deviations of good images; a change within is seen on good parts too
+_WIDEST_GAP = 0.07  # of the frame's longer side
 _SENSOR_NOISE = 4.0  # grey levels
 _GAIN = 0.05
 _BIAS = 5.0  # grey levels
@@ -42,7 +40,6 @@ def planted_shard(
     shard: int,
     planted_fraction: float,
     labelled_fraction: float = 0.0,
-    variation_HWC: Variation = 0.0,
 ) -> Batch:
     """Make one shard of a batch.
 
@@ -54,7 +51,6 @@ def planted_shard(
         shard: Which part of the batch.
         planted_fraction: Share of items that are good frames with planted defects.
         labelled_fraction: Share of items that are labelled frames; the rest are good frames as they are.
-        variation_HWC: The `natural_variation` of the good frames.
 
     Returns:
         `clean` and `image` (B, H, W, 3) uint8, before and after planting; `target` and `weight` (B, H, W) and
@@ -73,9 +69,8 @@ def planted_shard(
         image = clean
         if kind < labelled_fraction + planted_fraction:
             other = _draw(frames, frames.is_good_N, rng)[0]
-            image, is_defect, is_unsure = _planted(clean, other, variation_HWC, rng)
-            target = is_defect.astype(np.float32)
-            weight = np.where(is_unsure, np.float32(0), weight)
+            image, change = _planted(clean, other, rng)
+            target = body(change).astype(np.float32)
         items.append((clean, image, target, weight, np.float32(1)))
     names = ("clean", "image", "target", "weight", "is_good")
     return {name: np.stack(planes) for name, planes in zip(names, zip(*items, strict=True), strict=True)}
@@ -90,44 +85,21 @@ def body(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     area = int(np.count_nonzero(mask))
     if not area:
         return mask
-    side = int(max(3, 0.6 * area**0.5)) | 1
+    side = int(max(3, min(0.6 * area**0.5, _WIDEST_GAP * max(mask.shape)))) | 1
     padded = np.pad(mask, side).astype(np.uint8)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     return cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel)[side:-side, side:-side] > 0
 
 
-def natural_variation(images_NHWC: NDArray[np.uint8]) -> Variation:
-    """Return how far each pixel of good frames varies, (H, W, 3) float32, grey levels; 0.0 if they are not aligned.
-
-    It is the largest standard deviation within the reach of the poses that training adds.
-    """
-    if not is_aligned(list(images_NHWC)):
-        return 0.0
-    squares = np.zeros(images_NHWC.shape[1:], np.float32)
-    for image in images_NHWC:
-        squares += np.square(image, dtype=np.float32) / len(images_NHWC)
-    variance = np.maximum(squares - np.square(images_NHWC.mean(axis=0, dtype=np.float64)), 0.0)
-    reach_px = 2 * round(_SHIFT * max(variance.shape)) + 1
-    spread = np.sqrt(variance + _SENSOR_NOISE**2)
-    return np.asarray(cv2.dilate(spread, np.ones((reach_px, reach_px), np.uint8)), np.float32)
-
-
 def _planted(
-    image: NDArray[np.uint8], other: NDArray[np.uint8], variation_HWC: Variation, rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Plant one defect, and with falling odds more, over and beside each other: real damage is of several kinds.
-
-    Returns:
-        The planted image; where it is defective; and where it changed no more than good images do, which is neither.
-    """
+    image: NDArray[np.uint8], other: NDArray[np.uint8], rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Plant one defect, and with falling odds more, over and beside each other: real damage is of several kinds."""
     planted, change = plant(image, rng, TRAINING_FAMILIES, other)
-    changes = [change]
     while rng.random() < _ANOTHER:
-        planted, change = plant(planted, rng, TRAINING_FAMILIES, other)
-        changes.append(change)
-    is_unnatural = (cv2.absdiff(planted, image) > _NATURAL * variation_HWC).any(axis=2)
-    is_defect = np.logical_or.reduce([body(change & is_unnatural) for change in changes])
-    return planted, is_defect, np.logical_or.reduce(changes) & ~is_defect
+        planted, further = plant(planted, rng, TRAINING_FAMILIES, other)
+        change = change | further
+    return planted, change
 
 
 def _draw(frames: TrainingFrames, among_N: NDArray[np.bool_], rng: np.random.Generator) -> Planes:

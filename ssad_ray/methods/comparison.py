@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ssad_ray.config import ComparisonConfig, TrainingConfig
 from ssad_ray.methods.base import State, TrainingFrames, to_tensor
-from ssad_ray.methods.batches import Variation, natural_variation
 from ssad_ray.methods.losses import DEFECT_PRIOR, reconstruction_loss, segmentation_loss
 from ssad_ray.methods.networks import Reconstructor, UNet, doubling
 from ssad_ray.methods.reference import NUM_CHANNELS, NormalReference, frame_shape
@@ -53,7 +52,6 @@ class Comparison:
     def __init__(self, config: ComparisonConfig) -> None:
         self.config = config
         self.network = ComparisonNetwork(config, 1, 1)
-        self.variation_HWC: Variation = 0.0
 
     @property
     def training(self) -> TrainingConfig:
@@ -64,9 +62,7 @@ class Comparison:
         """Draw initial weights and learn from the good frames what is usual."""
         torch.manual_seed(seed)
         self.network = ComparisonNetwork(self.config, *frames.images_NHWC.shape[1:3])
-        good = frames.images_NHWC[frames.is_good_N]
-        self.network.reference.learn(good)
-        self.variation_HWC = natural_variation(good)
+        self.network.reference.learn(frames.images_NHWC[frames.is_good_N])
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Reconstruct the good frames as they were before planting, and find what is defective."""

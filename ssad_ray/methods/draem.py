@@ -27,9 +27,7 @@ class Draem(Comparison):
 
     def batch(self, frames: TrainingFrames, seed: int, step: int, shard: int) -> Batch:
         """Return good frames, most of them with planted defects."""
-        return planted_shard(
-            frames, self.training, seed, step, shard, _PLANTED_FRACTION, variation_HWC=self.variation_HWC
-        )
+        return planted_shard(frames, self.training, seed, step, shard, _PLANTED_FRACTION)
 
     def fit(self, frames: TrainingFrames, seed: int) -> None:
         """Train in this process."""

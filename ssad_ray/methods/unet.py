@@ -30,7 +30,7 @@ class UnetSegmenter(Comparison):
         labelled, planted = self.mixture.labelled_fraction, self.mixture.planted_fraction
         if frames.is_good_N.all():
             labelled, planted = 0.0, labelled + planted
-        return planted_shard(frames, self.training, seed, step, shard, planted, labelled, self.variation_HWC)
+        return planted_shard(frames, self.training, seed, step, shard, planted, labelled)
 
     def fit(self, frames: TrainingFrames, seed: int) -> None:
         """Train in this process."""

@@ -40,7 +40,9 @@ class InputConfig(Section):
         "(textures, free pose, large images). auto: measured on the good images.",
     )
     size_px: int = Field(128, ge=32, le=2048, description="Working size: side of a square of the frame's area, px.")
-    scale: float | None = Field(None, gt=0.0, le=4.0, description="tile: image scale; None fits median image to size.")
+    scale: float = Field(
+        1.0, gt=0.0, le=4.0, description="tile: image scale; below 1 a tile shows more at less detail."
+    )
     frames_per_image: int = Field(8, ge=1, le=4096, description="tile: random training frames cut from an image.")
     overlap: float = Field(0.25, ge=0.0, le=0.75, description="tile: share of a tile's side shared with the next.")
 

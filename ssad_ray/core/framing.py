@@ -47,7 +47,7 @@ def make_plan(images: Sequence[NDArray[np.uint8]], config: InputConfig) -> Frame
         height = _to_stride(config.size_px * aspect**0.5)
         return FramePlan("resize", height, _to_stride(config.size_px / aspect**0.5))
     side = _to_stride(config.size_px)
-    return FramePlan("tile", side, side, config.scale or 1.0, config.overlap)
+    return FramePlan("tile", side, side, config.scale, config.overlap)
 
 
 def is_aligned(images: Sequence[NDArray[np.uint8]]) -> bool:

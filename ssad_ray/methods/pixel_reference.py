@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from ssad_ray.config import PixelReferenceConfig, RunConfig
 from ssad_ray.methods.base import State, TrainingFrames
 
-_SPREAD_FLOOR = 4.0
+SPREAD_FLOOR = 4.0
 """Grey levels; sensor noise keeps the spread of a constant background from being zero."""
 
-_TO_SIGMA = 1.4826
+TO_SIGMA = 1.4826
 """Median absolute deviation of a normal distribution to its standard deviation."""
 
 
@@ -57,4 +57,4 @@ def median_and_spread(images_NHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float3
     """Return the per-pixel median and robust standard deviation (each (H, W, 3) float32, grey levels, spread > 0)."""
     median = np.median(images_NHWC, axis=0).astype(np.float32)
     deviation = np.median(np.abs(images_NHWC - median), axis=0)
-    return median, np.maximum(_TO_SIGMA * deviation, _SPREAD_FLOOR).astype(np.float32)
+    return median, np.maximum(TO_SIGMA * deviation, SPREAD_FLOOR).astype(np.float32)

@@ -19,7 +19,7 @@ from ssad_ray.datasets.synthetic import write_synthetic
 from ssad_ray.methods.artifact import Artifact, save_artifact
 from ssad_ray.methods.pixel_reference import PixelReference
 from ssad_ray.pipelines.evaluate import evaluate_on_test
-from ssad_ray.pipelines.fit import calibrated, without_fold
+from ssad_ray.pipelines.fit import calibrated
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.frames import GoodTargets, collect_frames, plan_frames
 from ssad_ray.pipelines.gate import run_gate
@@ -64,7 +64,7 @@ def fit_reference(run: Run, name: str, blur_px: float) -> None:
     folds = assign_folds(rows, config.calibration.folds, config.seed)
     members = tuple(PixelReference.from_config(config) for _ in range(config.calibration.folds))
     for fold, member in enumerate(members):
-        member.fit(without_fold(frames, [folds[each] for each in ids], fold), seed=0)
+        member.fit(frames.only(np.array([folds[each] for each in ids]) != fold), seed=0)
     artifact = Artifact(name, "pixel_reference", plan, members, None, config, {})
     draft_path = run.work_path(name)
     save_artifact(artifact, draft_path)

@@ -6,7 +6,6 @@ from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.datasets.synthetic import write_synthetic
 from ssad_ray.errors import ArtifactError, ConfigError, DataError
 from ssad_ray.methods.base import TrainingFrames
-from ssad_ray.pipelines.fit import without_fold
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.prepare import prepare
 from ssad_ray.pipelines.run import open_run
@@ -86,6 +85,6 @@ def test_too_few_good_images_for_the_folds_are_refused():
 
 def test_a_member_never_sees_its_own_fold():
     frames = TrainingFrames.of_good(np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 3), np.uint8))
-    kept = without_fold(frames, [0, 1, 2, 0, 1, 2], fold=1)
+    kept = frames.only(np.array([0, 1, 2, 0, 1, 2]) != 1)
     assert sorted(kept.images_NHWC[:, 0, 0, 0]) == [0, 2, 3, 5]
     assert kept.targets_NHW.shape == kept.weights_NHW.shape == (4, 2, 3)

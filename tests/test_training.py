@@ -119,13 +119,20 @@ def frames_of(seed: int) -> TrainingFrames:
     return TrainingFrames.of_good((colours + ramp + np.zeros((1, HEIGHT, 1, 1))).astype(np.uint8))
 
 
+FRAMES = frames_of(0)
+
+
+def kept_by(seed: int) -> NDArray[np.bool_]:
+    return np.arange(5) != seed
+
+
 def members_of(*seeds: int) -> list[Member]:
-    return [Member(frames_of(seed), seed) for seed in seeds]
+    return [Member(kept_by(seed), seed) for seed in seeds]
 
 
 def trained(seed: int = 0, **changes: Any) -> State:
     method = TinyReconstructor()
-    train(method, frames_of(seed), seed, **changes)
+    train(method, FRAMES.only(kept_by(seed)), seed, **changes)
     return method.state()
 
 
@@ -240,7 +247,7 @@ def ray_session() -> Iterator[None]:
 def test_any_number_of_workers_gives_the_bits_of_one_process(tmp_path: Path, workers: int) -> None:
     told: list[tuple[int, int, float]] = []
     states = train_members(
-        TinyReconstructor, with_workers(workers), members_of(0, 1), tmp_path, lambda *now: told.append(now)
+        TinyReconstructor, with_workers(workers), FRAMES, members_of(0, 1), tmp_path, lambda *now: told.append(now)
     )
     assert [are_equal(state, trained(seed)) for seed, state in enumerate(states)] == [True, True]
     assert told[-1][:2] == (2 * STEPS, 2 * STEPS)
@@ -256,7 +263,7 @@ def test_a_worker_that_dies_is_replaced_and_no_bit_changes(tmp_path: Path, worke
         log_dir = str(tmp_path)
         die_at = 13
 
-    (state,) = train_members(Dying, with_workers(workers), members_of(0), tmp_path / "run")
+    (state,) = train_members(Dying, with_workers(workers), FRAMES, members_of(0), tmp_path / "run")
     assert (tmp_path / "died").exists()
     assert are_equal(state, trained(0))
     steps = steps_taken(tmp_path, seed=0)
@@ -272,8 +279,8 @@ def test_a_finished_member_is_not_trained_again(tmp_path: Path) -> None:
         log_dir = str(tmp_path)
 
     run = tmp_path / "run"
-    first = train_members(Counting, with_workers(0), members_of(0), run)
-    again = train_members(Counting, with_workers(0), members_of(0, 1), run)
+    first = train_members(Counting, with_workers(0), FRAMES, members_of(0), run)
+    again = train_members(Counting, with_workers(0), FRAMES, members_of(0, 1), run)
     assert are_equal(first[0], again[0])
     assert steps_taken(tmp_path, seed=0) == steps_taken(tmp_path, seed=1) == list(range(STEPS))
 
@@ -281,8 +288,8 @@ def test_a_finished_member_is_not_trained_again(tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_a_changed_request_starts_anew(tmp_path: Path) -> None:
-    (first,) = train_members(TinyReconstructor, with_workers(0), members_of(0), tmp_path)
-    (other,) = train_members(TinyReconstructor, with_workers(0), [Member(frames_of(7), 0)], tmp_path)
+    (first,) = train_members(TinyReconstructor, with_workers(0), FRAMES, members_of(0), tmp_path)
+    (other,) = train_members(TinyReconstructor, with_workers(0), frames_of(7), members_of(0), tmp_path)
     assert not are_equal(first, other)
 
 
@@ -290,7 +297,9 @@ def test_a_changed_request_starts_anew(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("ray_session")
 def test_a_method_without_gradient_is_fitted_in_a_task(tmp_path: Path) -> None:
     told: list[int] = []
-    (state,) = train_members(PixelReference, with_workers(2), members_of(0), tmp_path, lambda *now: told.append(now[0]))
+    (state,) = train_members(
+        PixelReference, with_workers(2), FRAMES, members_of(0), tmp_path, lambda *now: told.append(now[0])
+    )
     assert state["median_HWC"].shape == (HEIGHT, WIDTH, 3)
     assert told == [1]
 
@@ -299,15 +308,17 @@ def test_a_method_without_gradient_is_fitted_in_a_task(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("ray_session")
 def test_refusals_arrive_as_they_were_raised(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="diverged at step 0") as caught:
-        train_members(Diverging, with_workers(0), members_of(0), tmp_path)
+        train_members(Diverging, with_workers(0), FRAMES, members_of(0), tmp_path)
     assert type(caught.value) is ConfigError
     with pytest.raises(UnavailableError, match="the cluster has no GPU"):
-        train_members(TinyReconstructor, RunConfig(resources=ResourcesConfig(use_gpu=True)), members_of(0), tmp_path)
+        train_members(
+            TinyReconstructor, RunConfig(resources=ResourcesConfig(use_gpu=True)), FRAMES, members_of(0), tmp_path
+        )
 
 
 def test_more_workers_than_shards_are_refused_before_ray_is_asked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train_workers is 4, but .* training.shards = 3 .* at most 3 workers"):
-        train_members(TinyReconstructor, with_workers(4), members_of(0), tmp_path)
+        train_members(TinyReconstructor, with_workers(4), FRAMES, members_of(0), tmp_path)
 
 
 @pytest.mark.ray
@@ -342,7 +353,7 @@ def _drive(log_dir: Path, workers: int) -> None:
     with session(ResourcesConfig(train_workers=workers, object_store_bytes=100 << 20)):
         (node,) = ray.nodes()  # type: ignore[no-untyped-call]
         (log_dir / "ray_dir").write_text(str(Path(node["RayletSocketName"]).parents[2]))
-        states = train_members(Waiting, with_workers(workers), members_of(0, 1), log_dir / "run")
+        states = train_members(Waiting, with_workers(workers), FRAMES, members_of(0, 1), log_dir / "run")
     (log_dir / "is_equal").write_text(str([are_equal(state, trained(seed)) for seed, state in enumerate(states)]))
 
 

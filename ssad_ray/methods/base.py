@@ -39,6 +39,12 @@ class TrainingFrames:
         shape = images_NHWC.shape[:3]
         return cls(images_NHWC, np.zeros(shape, np.float32), np.ones(shape, np.float32), np.ones(shape[0], bool))
 
+    def only(self, kept_N: NDArray[np.bool_]) -> "TrainingFrames":
+        """Return some of the frames, copied."""
+        return TrainingFrames(
+            self.images_NHWC[kept_N], self.targets_NHW[kept_N], self.weights_NHW[kept_N], self.is_good_N[kept_N]
+        )
+
 
 class Method(Protocol):
     """A detector or a segmenter: it is fitted on frames, scores frames, and its state is a dict of arrays."""

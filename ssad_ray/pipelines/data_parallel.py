@@ -89,7 +89,8 @@ def _work(options: dict[str, _Work]) -> None:
 
 def _train_job(work: _Work, job: Job) -> None:
     method = work.method.from_config(work.config)
-    frames, initial = ray.get(job.start)
+    kept_N, initial = ray.get(job.start)
+    frames = ray.get(job.frames).only(kept_N)
     trainer = Trainer(cast("TrainsByGradient", method), frames, job.seed, initial)
     checkpoint = ray_train.get_checkpoint()
     if checkpoint is not None:

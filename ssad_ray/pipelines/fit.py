@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from ssad_ray import __version__
 from ssad_ray.config import RunConfig
@@ -26,6 +27,9 @@ from ssad_ray.pipelines.frames import GoodTargets, collect_frames, plan_frames
 from ssad_ray.pipelines.run import Announce, Run
 from ssad_ray.pipelines.stream import Progress, Row, stream
 from ssad_ray.pipelines.training import Member, train_members
+
+SEEN_BY_ALL = -1
+"""Fold of a frame that no member leaves out."""
 
 _HELD_OUT_SCHEMA = pa.schema(
     [("score", pa.float64()), ("height", pa.int64()), ("width", pa.int64()), ("maps", pa.binary())]
@@ -47,9 +51,8 @@ def fit(run: Run, name: str, method: str, announce: Announce) -> None:
     folds = assign_folds(rows, run.config.calibration.folds, run.config.seed)
     plan = plan_frames(rows, run.config)
     frames, ids = collect_frames(rows, plan, GoodTargets, run.config, announce(f"{name}: read good images"))
-    fold_of_frame = [folds[sample_id] for sample_id in ids]
-    members = [without_fold(frames, fold_of_frame, fold) for fold in range(run.config.calibration.folds)]
-    fit_members(run, name, method, plan, members, _initial_states(run.config), announce)
+    fold_N = np.array([folds[sample_id] for sample_id in ids])
+    fit_members(run, name, method, plan, frames, fold_N, _initial_states(run.config), announce)
 
 
 def fit_members(
@@ -57,19 +60,22 @@ def fit_members(
     name: str,
     method: str,
     plan: FramePlan,
-    frames: Sequence[TrainingFrames],
+    frames: TrainingFrames,
+    fold_N: NDArray[np.int64],
     initial: Sequence[State | None],
     announce: Announce,
 ) -> None:
     """Train one ensemble member per fold, calibrate on the good images that each did not see, and save.
 
+    `fold_N` says which member does not see a frame; `SEEN_BY_ALL` is none of them.
+
     Where `initial` has weights they are those of a member that did not see the fold either.
     """
     config = run.config
-    seeds = [int(generator(config.seed, "member", name, fold).integers(2**31)) for fold in range(len(frames))]
-    members = [Member(*each) for each in zip(frames, seeds, initial, strict=True)]
+    seeds = [int(generator(config.seed, "member", name, fold).integers(2**31)) for fold in range(len(initial))]
+    members = [Member(fold_N != fold, seeds[fold], start) for fold, start in enumerate(initial)]
     work = run.work_path(name)
-    states = train_members(load_method(method), config, members, work, announce(f"{name}: train"))
+    states = train_members(load_method(method), config, frames, members, work, announce(f"{name}: train"))
     rows = run.good_rows()
     artifact = Artifact(
         name=name,
@@ -82,7 +88,7 @@ def fit_members(
             "ssad_ray": __version__,
             "seed": config.seed,
             "num_good_images": len(rows),
-            "num_frames": [len(each.images_NHWC) for each in frames],
+            "num_frames": [int(member.kept_N.sum()) for member in members],
             "data_digest": digest(row.sample_id for row in rows),
         },
     )
@@ -132,14 +138,6 @@ class HeldOutScorer:
         scores, maps = self.artifact.score_frames(frames, members=[self.folds[sample.sample_id]])
         height, width = image.shape[:2]
         return {"score": float(scores.max()), "height": height, "width": width, "maps": maps.tobytes()}
-
-
-def without_fold(frames: TrainingFrames, fold_of_frame: Sequence[int], fold: int) -> TrainingFrames:
-    """Leave the frames of one fold out."""
-    kept = np.asarray(fold_of_frame) != fold
-    return TrainingFrames(
-        frames.images_NHWC[kept], frames.targets_NHW[kept], frames.weights_NHW[kept], frames.is_good_N[kept]
-    )
 
 
 def _fitted(method: str, config: RunConfig, state: State) -> Method:

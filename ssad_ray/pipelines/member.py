@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from ssad_ray.config import RunConfig
 from ssad_ray.methods.base import Method, State, TrainingFrames, TrainsByGradient
@@ -15,7 +17,7 @@ from ssad_ray.methods.devices import make_repeatable
 from ssad_ray.methods.training import save_state, train
 from ssad_ray.pipelines.progress import BoardHandle, reporter
 
-Start = tuple[TrainingFrames, State | None]
+Start = tuple[NDArray[np.bool_], State | None]
 
 MAX_FAILURES = 3
 """How often a worker that died is started again."""
@@ -27,27 +29,32 @@ class Job:
 
     Attributes:
         index: Its place in the ensemble.
-        start: Reference to its frames and initial weights in the object store.
+        frames: Reference to the frames of all members in the object store.
+        start: Reference to which of them it sees, and its initial weights.
         seed: The seed of every random choice.
         final_path: Where its final state goes.
     """
 
     index: int
+    frames: "ray.ObjectRef[TrainingFrames]"
     start: "ray.ObjectRef[Start]"
     seed: int
     final_path: Path
 
 
-def train_member(method: type[Method], config: RunConfig, job: Job, start: Start, board: BoardHandle) -> None:
+def train_member(
+    method: type[Method], config: RunConfig, job: Job, frames: TrainingFrames, start: Start, board: BoardHandle
+) -> None:
     """Train or fit, go on from a checkpoint if there is one, and write the final state."""
     make_repeatable(config.resources.threads_per_worker)
     member = method.from_config(config)
-    frames, initial = start
+    kept_N, initial = start
+    seen = frames.only(kept_N)
     if isinstance(member, TrainsByGradient):
         checkpoint_path = job.final_path.with_suffix(".checkpoint")
-        train(member, frames, job.seed, checkpoint_path, reporter(board, job.index), initial)
+        train(member, seen, job.seed, checkpoint_path, reporter(board, job.index), initial)
     else:
-        member.fit(frames, job.seed)
+        member.fit(seen, job.seed)
     save_state(member.state(), job.final_path)
 
 

@@ -8,7 +8,7 @@ from ssad_ray.config import ComparisonConfig
 from ssad_ray.labels.versions import read_labels
 from ssad_ray.methods.base import Method, State, TrainingFrames
 from ssad_ray.methods.comparison import Comparison
-from ssad_ray.pipelines.fit import fit_members, without_fold
+from ssad_ray.pipelines.fit import SEEN_BY_ALL, fit_members
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.frames import AutomaticTargets, GoodTargets, MakeTargets, TrueTargets, collect_frames
 from ssad_ray.pipelines.run import Announce, Run
@@ -49,10 +49,9 @@ def _train(run: Run, name: str, labeller: str, make_targets: MakeTargets, announ
     online = [row for row in run.rows("online") if row.error is None]
     labelled, _ = collect_frames(online, plan, make_targets, config, announce(f"{name}: read labelled images"))
     folds = assign_folds(good_rows, config.calibration.folds, config.seed)
-    fold_of_frame = [folds[sample_id] for sample_id in ids]
-    members = [_joined(without_fold(good, fold_of_frame, fold), labelled) for fold in range(config.calibration.folds)]
+    fold_N = np.array([folds[sample_id] for sample_id in ids] + [SEEN_BY_ALL] * len(labelled.images_NHWC))
     initial = [_weights_to_start_from(member, config.segmenter.unet) for member in pretext.members]
-    fit_members(run, name, SEGMENTER, plan, members, initial, announce)
+    fit_members(run, name, SEGMENTER, plan, _joined(good, labelled), fold_N, initial, announce)
 
 
 def _weights_to_start_from(pretext: Method, config: ComparisonConfig) -> State | None:

@@ -5,9 +5,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from ssad_ray.config import ResourcesConfig, RunConfig
@@ -22,9 +24,9 @@ from ssad_ray.pipelines.session import our_errors
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One member of an ensemble: what it learns from, the seed of every random choice, and weights to start from."""
+    """One member of an ensemble: which frames it sees, the seed of every random choice, and weights to start from."""
 
-    frames: TrainingFrames
+    kept_N: NDArray[np.bool_]
     seed: int
     initial: State | None = None
 
@@ -32,6 +34,7 @@ class Member:
 def train_members(
     method: type[Method],
     config: RunConfig,
+    frames: TrainingFrames,
     members: Sequence[Member],
     checkpoint_dir: Path,
     progress: Progress | None = None,
@@ -46,7 +49,8 @@ def train_members(
     Args:
         method: Its `from_config` makes every member. A method that is not trained by gradient is fitted in a task.
         config: The resolved config.
-        members: Frames and seeds.
+        frames: What any member learns from; they are shared, not copied for each.
+        members: What differs between them.
         checkpoint_dir: Checkpoints and final states; every node sees it at this path. The caller deletes it.
         progress: Called in a thread of the driver with (steps done, steps in all, loss) over all members.
 
@@ -63,15 +67,16 @@ def train_members(
             f"resources.train_workers is {num_workers}, but a batch has only training.shards = {training.shards} parts "
             f"to share out; ask for at most {training.shards} workers, or raise training.shards (it changes the result)"
         )
-    keys = [_key(method, config, member, index) for index, member in enumerate(members)]
+    keys = _keys(method, config, frames, members)
     final_paths = [folder / f"{key}.safetensors" for key in keys]
     pending = [index for index, path in enumerate(final_paths) if not path.exists()]
     if pending:
         gpus = _gpus(config.resources)
         done, total = steps * (len(members) - len(pending)), steps * len(members)
         with our_errors(), progress_board(done, total, progress) as board:
+            shared = ray.put(frames)
             jobs = [
-                Job(at, ray.put((members[at].frames, members[at].initial)), members[at].seed, final_paths[at])
+                Job(at, shared, ray.put((members[at].kept_N, members[at].initial)), members[at].seed, final_paths[at])
                 for at in pending
             ]
             if num_workers:
@@ -93,7 +98,7 @@ def _train_in_tasks(
         max_retries=MAX_FAILURES,
         runtime_env=worker_environment(share > 0),
     )
-    running = [task.remote(method, config, job, job.start, board) for job in jobs]
+    running = [task.remote(method, config, job, job.frames, job.start, board) for job in jobs]
     try:
         ray.get(running)
     except BaseException:
@@ -118,12 +123,20 @@ def _gpus(resources: ResourcesConfig) -> int:
     return available
 
 
-def _key(method: type[Method], config: RunConfig, member: Member, index: int) -> str:
-    """Return a file name made of all that a member's result depends on."""
-    digest = hashlib.sha256(f"{method.__qualname__} {member.seed} ".encode())
-    digest.update(config.model_dump_json(exclude={"resources"}).encode())
-    initial = [value for _, value in sorted((member.initial or {}).items())]
-    for array in (*(getattr(member.frames, field.name) for field in fields(member.frames)), *initial):
-        digest.update(f"{array.dtype} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return f"member-{index}-{digest.hexdigest()[:16]}"
+def _keys(method: type[Method], config: RunConfig, frames: TrainingFrames, members: Sequence[Member]) -> list[str]:
+    """Return file names, each made of all that a member's result depends on."""
+    common = hashlib.sha256(f"{method.__qualname__} {config.model_dump_json(exclude={'resources'})}".encode())
+    _digest(common, [getattr(frames, field.name) for field in fields(frames)])
+    keys = []
+    for index, member in enumerate(members):
+        own = common.copy()
+        own.update(f" {member.seed} ".encode())
+        _digest(own, [member.kept_N, *(value for _, value in sorted((member.initial or {}).items()))])
+        keys.append(f"member-{index}-{own.hexdigest()[:16]}")
+    return keys
+
+
+def _digest(into: "hashlib._Hash", arrays: Sequence[NDArray[Any]]) -> None:
+    for array in arrays:
+        into.update(f"{array.dtype} {array.shape} ".encode())
+        into.update(np.ascontiguousarray(array).data)

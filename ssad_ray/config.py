@@ -50,7 +50,7 @@ class InputConfig(Section):
 class TrainingConfig(Section):
     """How a network is trained."""
 
-    steps: int = Field(300, ge=1, le=1_000_000, description="Optimizer steps.")
+    steps: int = Field(900, ge=1, le=1_000_000, description="Optimizer steps.")
     batch_size: int = Field(8, ge=2, le=4096, description="Images per step over all workers, a multiple of shards.")
     learning_rate: float = Field(2e-3, gt=0.0, le=1.0, description="Peak of the cosine schedule (AdamW).")
     weight_decay: float = Field(1e-4, ge=0.0, le=1.0, description="AdamW's decoupled weight decay.")

@@ -73,6 +73,26 @@ def test_an_error_that_is_not_ours_stays_as_it_is():
         raise KeyError("other")
 
 
+def test_ray_that_is_stopped_is_said_to_have_failed(tmp_path):
+    script = tmp_path / "driver.py"
+    script.write_text(
+        "import os, signal, sys, time, ray\n"
+        "from ssad_ray.config import ResourcesConfig\n"
+        "from ssad_ray.errors import UnavailableError\n"
+        "from ssad_ray.pipelines.session import our_errors, session\n"
+        "try:\n"
+        "    with session(ResourcesConfig(object_store_bytes=100 << 20)), our_errors():\n"
+        "        work = ray.remote(lambda: time.sleep(600)).remote()\n"
+        "        ray.wait([work], timeout=1)\n"
+        "        os.kill(ray._private.worker._global_node.all_processes['raylet'][0].process.pid, signal.SIGTERM)\n"
+        "        ray.get(work)\n"
+        "except UnavailableError as error:\n"
+        "    print(error)\n"
+    )
+    told = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=True).stdout
+    assert re.search(r"Ray failed while it worked: [\s\S]*the same command again", told), told
+
+
 def test_importing_the_pipelines_starts_nothing_and_changes_no_environment():
     code = (
         "import os, cv2, ray; before = dict(os.environ); import ssad_ray.pipelines.label;"

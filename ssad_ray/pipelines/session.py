@@ -14,7 +14,7 @@ import ray
 from ray._private import ray_constants
 from ray._private.utils import get_num_cpus
 from ray.data import DataContext
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from ssad_ray.config import ResourcesConfig
 from ssad_ray.errors import InspectionError, UnavailableError
@@ -66,11 +66,17 @@ def unwrap(error: BaseException) -> InspectionError | None:
 
 @contextmanager
 def our_errors() -> Iterator[None]:
-    """Raise the package's own error in place of Ray's that holds it."""
+    """Raise the package's own error in place of Ray's that holds it, and one of ours where Ray itself failed."""
     try:
         yield
     except Exception as error:
         found = unwrap(error)
+        # A RayTaskError is an exception of our code that nobody foresaw: its traceback is needed.
+        if found is None and isinstance(error, RayError) and not isinstance(error, RayTaskError):
+            found = UnavailableError(
+                f"Ray failed while it worked: {error}\nIt may have been stopped, or have run out of memory. What is "
+                "finished is kept: give the same command again to go on"
+            )
         if found is None:
             raise
         raise found from error

@@ -13,13 +13,14 @@ import pytest
 from ssad_ray.config import load_config
 from ssad_ray.core.calibration import calibrate
 from ssad_ray.core.drawing import colour_map, outline, thumbnail_shape
+from ssad_ray.core.images import decode, encode_png
 from ssad_ray.core.records import TrueBox
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.datasets.synthetic import write_synthetic
 from ssad_ray.methods.artifact import Artifact, save_artifact
 from ssad_ray.methods.pixel_reference import PixelReference
 from ssad_ray.pipelines.evaluate import evaluate_on_test
-from ssad_ray.pipelines.fit import calibrated
+from ssad_ray.pipelines.fit import NUM_LEAST_NORMAL, calibrated
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.frames import GoodTargets, collect_frames, plan_frames
 from ssad_ray.pipelines.gate import run_gate
@@ -198,6 +199,29 @@ def test_every_reference_inside_the_page_is_there_once(labelled: Run) -> None:
     assert wanted <= set(ids)
 
 
+def test_the_least_normal_good_images_are_shown(labelled: Run) -> None:
+    shown = read_json(labelled.report_path)["least_normal"]
+    assert len(shown["scores"]) == NUM_LEAST_NORMAL
+    assert list(shown["scores"].values()) == sorted(shown["scores"].values(), reverse=True)
+    page = page_of(labelled)
+    section = page[page.index("The least normal good images") : page.index("<h2>Pictures</h2>")]
+    assert section.count("<img") == 2 * NUM_LEAST_NORMAL
+    assert all(f'alt="{path}"' in section for path in shown["scores"])
+
+
+def test_a_defect_among_the_good_images_is_the_least_normal(tmp_path: Path) -> None:
+    data_path = write_synthetic(tmp_path / "data", 8, 1, 1, height=96, width=128)
+    scratched = sorted((data_path / "train/good").iterdir())[5]
+    picture = decode(scratched.read_bytes(), 1 << 20).copy()
+    picture[30:50, 60:90] = 0
+    scratched.write_bytes(encode_png(picture))
+    run = open_run(tmp_path / "run", load_config(None, QUICK))
+    prepare(run, str(data_path), "full")
+    fit_reference(run, "pixel_reference", 1.0)
+    first, *_ = run.artifact("pixel_reference").card["least_normal"]
+    assert first["sample_id"].startswith(f"train/good/{scratched.name}@")
+
+
 def test_a_wrong_verdict_is_named(labelled: Run) -> None:
     evaluated = read_json(labelled.report_path)["counts"]["evaluated"]["unet-2"]
     text = Elements(page_of(labelled)).text
@@ -213,7 +237,8 @@ def test_unlabelled_data_gives_pictures_of_the_online_images_and_reasons(unlabel
     assert page_of(unlabelled).count('<td class="n">–</td>') >= 3 * len(METRICS)
     assert "online images with their automatic labels" in text
     assert "Ground truth" not in text
-    assert text.count("score ") == 2 * (facts["counts"]["images"]["online"]["unlabelled"] - 1)
+    pictures = Elements(page_of(unlabelled).partition("<h2>Pictures</h2>")[2]).text
+    assert pictures.count("score ") == 2 * (facts["counts"]["images"]["online"]["unlabelled"] - 1)
     assert text.count("not judged: ") == 1
 
 

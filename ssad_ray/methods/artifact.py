@@ -30,7 +30,7 @@ from ssad_ray.methods import load_method
 from ssad_ray.methods.base import Method, State
 
 _FRAMES_PER_BATCH = 16
-_FORMAT = 1
+_FORMAT = 2
 _PROFILE_MEAN, _PROFILE_SPREAD = "profile/mean", "profile/spread"
 
 

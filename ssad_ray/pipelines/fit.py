@@ -28,6 +28,9 @@ from ssad_ray.pipelines.run import Announce, Run
 from ssad_ray.pipelines.stream import Progress, Row, stream
 from ssad_ray.pipelines.training import Member, train_members
 
+NUM_LEAST_NORMAL = 6
+"""How many of the good images that score highest are named in an artifact's card."""
+
 SEEN_BY_ALL = -1
 """Fold of a frame that no member leaves out."""
 
@@ -108,7 +111,10 @@ def _initial_states(config: RunConfig) -> list[State | None]:
 
 
 def calibrated(draft_path: Path, rows: Sequence[ManifestRow], config: RunConfig, progress: Progress) -> Artifact:
-    """Return a saved artifact with thresholds from good images, each scored by the member that did not see it."""
+    """Return a saved artifact with thresholds from good images, each scored by the member that did not see it.
+
+    Its card names those that scored highest: one that is defective after all raises the thresholds.
+    """
     artifact = load_artifact(draft_path)
     folds = assign_folds(rows, config.calibration.folds, config.seed)
     worker = partial(HeldOutScorer, draft_path, folds, config)
@@ -122,7 +128,9 @@ def calibrated(draft_path: Path, rows: Sequence[ManifestRow], config: RunConfig,
     in_image = (to_map(each, plan, row["height"], row["width"]) for each, row in zip(maps, results, strict=True))
     options = config.calibration
     calibration = calibrate(scores, in_image, options.false_alarm_level, options.pixel_fpr_high, options.pixel_fpr_low)
-    return replace(artifact, calibration=calibration)
+    highest = sorted(zip(scores, (row["sample_id"] for row in results), strict=True), reverse=True)[:NUM_LEAST_NORMAL]
+    card = {**artifact.card, "least_normal": [{"sample_id": name, "score": score} for score, name in highest]}
+    return replace(artifact, calibration=calibration, card=card)
 
 
 class HeldOutScorer:

@@ -12,9 +12,10 @@ from ssad_ray import __version__
 from ssad_ray.core.records import Stage
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.labels.versions import LabelVersion, list_versions, read_labels, read_lineage
+from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.label_quality import compare_with_truth
 from ssad_ray.pipelines.report_page import ReportedModel, render
-from ssad_ray.pipelines.report_pictures import MAX_PICTURES, choose, illustrate
+from ssad_ray.pipelines.report_pictures import MAX_PICTURES, choose, illustrate, illustrate_held_out
 from ssad_ray.pipelines.run import Announce, Run, read_json, write_json, write_text
 
 _PACKAGES = {"torch": "torch", "ray": "ray", "numpy": "numpy", "opencv": "opencv-python-headless"}
@@ -59,14 +60,18 @@ def write_report(run: Run, models: Models, announce: Announce) -> Path:
     stage: Stage = "test" if rows["test"] else "online"
     last = run.model_path(models.segmenters[-1])
     shown = choose(rows[stage], MAX_PICTURES)
-    progress = announce("report: pictures")
-    illustrations = illustrate(run.model_path(models.detector), last, shown, run.config, progress)
+    detector_path, progress = run.model_path(models.detector), announce("report: pictures")
+    illustrations = illustrate(detector_path, last, shown, run.config, progress)
+    good = {row.sample_id: row for row in run.good_rows()}
+    doubtful = [good[each["sample_id"]] for each in run.artifact(models.detector).card["least_normal"]]
+    folds = assign_folds(list(good.values()), run.config.calibration.folds, run.config.seed)
+    least_normal = illustrate_held_out(detector_path, doubtful, folds, run.config, announce("report: good images"))
     reported = [
         ReportedModel(name, role, _metrics(run, name), run.artifact(name).calibration, name == models.yardstick)
         for name, role in _roles(models).items()
     ]
     page_path = run.report_path.with_suffix(".html")
-    write_text(page_path, render(facts, reported, stage, illustrations))
+    write_text(page_path, render(facts, reported, stage, illustrations, least_normal))
     return page_path
 
 
@@ -97,6 +102,7 @@ def gather(run: Run, models: Models, rows: Mapping[Stage, list[ManifestRow]]) ->
                 for name, each in labels.items()
             },
         },
+        "least_normal": _least_normal(run, models.detector),
         "counts": {
             "images": {stage: _by_type(members) for stage, members in rows.items()},
             "evaluated": {name: read_json(run.evaluation_path(name))["counts"] for name in models.names},
@@ -117,6 +123,15 @@ def _label_quality(run: Run, version: str, rows: list[ManifestRow]) -> Facts | N
     verdicts = {verdict.sample_id: verdict for verdict in read_labels(str(run.labels_path), version)}
     quality = compare_with_truth(rows, verdicts, run.config.data.max_image_bytes)
     return asdict(quality) if quality else None
+
+
+def _least_normal(run: Run, name: str) -> Facts:
+    artifact = run.artifact(name)
+    assert artifact.calibration is not None, "the detector of a report is calibrated"  # noqa: S101
+    return {
+        "threshold": artifact.calibration.image_threshold,
+        "scores": {each["sample_id"].rpartition("@")[0]: each["score"] for each in artifact.card["least_normal"]},
+    }
 
 
 def _metrics(run: Run, name: str) -> dict[str, float | None]:

@@ -56,7 +56,13 @@ class ReportedModel:
     is_yardstick: bool = False
 
 
-def render(facts: Facts, models: Sequence[ReportedModel], stage: str, illustrations: Sequence[Illustration]) -> str:
+def render(
+    facts: Facts,
+    models: Sequence[ReportedModel],
+    stage: str,
+    illustrations: Sequence[Illustration],
+    least_normal: Sequence[Illustration],
+) -> str:
     """Return the page.
 
     Args:
@@ -64,6 +70,7 @@ def render(facts: Facts, models: Sequence[ReportedModel], stage: str, illustrati
         models: In the order of the table.
         stage: Where the illustrations come from.
         illustrations: Ordered by defect type.
+        least_normal: The good images that score highest, in that order.
     """
     environment = Environment(
         loader=PackageLoader("ssad_ray", "pipelines"),
@@ -94,6 +101,7 @@ def render(facts: Facts, models: Sequence[ReportedModel], stage: str, illustrati
         num_images=sum(sum(images[each].values()) for each in _STAGES),
         groups=[(name, list(members)) for name, members in groupby(illustrations, lambda each: each.row.defect_type)],
         num_shown=len(illustrations),
+        least_normal=least_normal,
         has_truth=any(each.row.defect_type is not None for each in illustrations),
         labels_have_truth=any(each["truth"] for each in facts["label_quality"]["versions"].values()),
         colour_bar=encode_png(colour_levels(np.linspace(0.0, 1.0, 256)[np.newaxis])),

@@ -1,7 +1,7 @@
 """What two models see in a few images, as small pictures and outlines for the report."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from ssad_ray.config import DataConfig, RunConfig
 from ssad_ray.core.drawing import colour_map, outline, thumbnail_shape, to_jpeg
@@ -18,7 +19,7 @@ from ssad_ray.core.images import decode, resize
 from ssad_ray.core.records import GOOD, Sample, Verdict
 from ssad_ray.core.regions import label_mask
 from ssad_ray.datasets.manifest import ManifestRow
-from ssad_ray.methods.artifact import load_artifact
+from ssad_ray.methods.artifact import Artifact, load_artifact
 from ssad_ray.methods.judging import judge
 from ssad_ray.pipelines.stream import Progress, Row, stream
 from ssad_ray.pipelines.truth import true_mask
@@ -34,16 +35,8 @@ _JUDGED = pa.struct(
         ("outline", pa.string()),
     ]
 )
-_SCHEMA = pa.schema(
-    [
-        ("height", pa.int64()),
-        ("width", pa.int64()),
-        ("picture", pa.binary()),
-        ("map", pa.binary()),
-        ("detector", _JUDGED),
-        ("segmenter", _JUDGED),
-    ]
-)
+_THUMBNAILS = pa.schema([("height", pa.int64()), ("width", pa.int64()), ("picture", pa.binary()), ("map", pa.binary())])
+_SCHEMA = _THUMBNAILS.append(pa.field("detector", _JUDGED)).append(pa.field("segmenter", _JUDGED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +45,7 @@ class Illustration:
 
     Attributes:
         row: Its place in the manifest.
-        seen: What `Illustrator` returned; only `error` is set where the image could not be judged.
+        seen: What the worker returned; only `error` is set where the image could not be judged.
         truth: SVG path data of the true mask or boxes; None where there is neither.
     """
 
@@ -95,6 +88,14 @@ def illustrate(
     ]
 
 
+def illustrate_held_out(
+    artifact_path: Path, rows: Sequence[ManifestRow], folds: Mapping[str, int], config: RunConfig, progress: Progress
+) -> list[Illustration]:
+    """Draw good images and what the member that did not see them makes of them."""
+    results = stream(rows, partial(HeldOutIllustrator, artifact_path, folds, config), _THUMBNAILS, config, progress)
+    return [Illustration(row, seen, None) for row, seen in zip(rows, results, strict=True)]
+
+
 def true_outline(row: ManifestRow, height: int | None, width: int | None, limits: DataConfig) -> str | None:
     """Return the true mask, or else the true boxes, as SVG path data in a frame of this size.
 
@@ -124,16 +125,35 @@ class Illustrator:
         height, width = thumbnail_shape(*image.shape[:2])
         detector, _ = judge(self.detector, sample, data, self.config.data, now)
         segmenter, anomaly_map = judge(self.segmenter, sample, data, self.config.data, now)
-        calibration = self.segmenter.calibration
-        assert calibration is not None, "an artifact that judges is calibrated"  # noqa: S101
         return {
-            "height": height,
-            "width": width,
-            "picture": to_jpeg(resize(image, height, width)),
-            "map": to_jpeg(colour_map(resize(anomaly_map, height, width), calibration)),
+            **_thumbnails(image, anomaly_map, self.segmenter),
             "detector": _judged(detector, height, width),
             "segmenter": _judged(segmenter, height, width),
         }
+
+
+class HeldOutIllustrator:
+    """The worker: draws a good image and the map of the member that did not see it."""
+
+    def __init__(self, artifact_path: Path, folds: Mapping[str, int], config: RunConfig) -> None:
+        self.artifact, self.folds, self.config = load_artifact(artifact_path), folds, config
+
+    def __call__(self, sample: Sample, data: bytes) -> Row:
+        """Return picture and map as JPEG."""
+        image = decode(data, self.config.data.max_image_px)
+        _, anomaly_map = self.artifact.score(image, members=[self.folds[sample.sample_id]])
+        return _thumbnails(image, anomaly_map, self.artifact)
+
+
+def _thumbnails(image: NDArray[np.uint8], anomaly_map: NDArray[np.float32], artifact: Artifact) -> Row:
+    assert artifact.calibration is not None, "an artifact that judges is calibrated"  # noqa: S101
+    height, width = thumbnail_shape(*image.shape[:2])
+    return {
+        "height": height,
+        "width": width,
+        "picture": to_jpeg(resize(image, height, width)),
+        "map": to_jpeg(colour_map(resize(anomaly_map, height, width), artifact.calibration)),
+    }
 
 
 def _judged(verdict: Verdict, height: int, width: int) -> dict[str, Any]:

@@ -122,17 +122,13 @@ def frames_of(seed: int) -> TrainingFrames:
 FRAMES = frames_of(0)
 
 
-def kept_by(seed: int) -> NDArray[np.bool_]:
-    return np.arange(5) != seed
-
-
 def members_of(*seeds: int) -> list[Member]:
-    return [Member(kept_by(seed), seed) for seed in seeds]
+    return [Member(np.arange(5) != seed, seed) for seed in seeds]
 
 
 def trained(seed: int = 0, **changes: Any) -> State:
     method = TinyReconstructor()
-    train(method, FRAMES.only(kept_by(seed)), seed, **changes)
+    train(method, FRAMES.only(np.arange(5) != seed), seed, **changes)
     return method.state()
 
 

@@ -62,9 +62,10 @@ def write_report(run: Run, models: Models, announce: Announce) -> Path:
     shown = choose(rows[stage], MAX_PICTURES)
     detector_path, progress = run.model_path(models.detector), announce("report: pictures")
     illustrations = illustrate(detector_path, last, shown, run.config, progress)
-    good = {row.sample_id: row for row in run.good_rows()}
-    doubtful = [good[each["sample_id"]] for each in run.artifact(models.detector).card["least_normal"]]
-    folds = assign_folds(list(good.values()), run.config.calibration.folds, run.config.seed)
+    good = run.good_rows()
+    row_at = {row.path: row for row in good}
+    doubtful = [row_at[path] for path in facts["least_normal"]["scores"]]
+    folds = assign_folds(good, run.config.calibration.folds, run.config.seed)
     least_normal = illustrate_held_out(detector_path, doubtful, folds, run.config, announce("report: good images"))
     reported = [
         ReportedModel(name, role, _metrics(run, name), run.artifact(name).calibration, name == models.yardstick)

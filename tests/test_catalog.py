@@ -219,6 +219,27 @@ def test_a_written_manifest_is_cataloged_to_the_same_facts(tmp_path):
     assert read_manifest(str(tmp_path / "m.parquet")) == list(first.rows)
 
 
+def test_what_a_written_manifest_calls_broken_stays_broken(tmp_path):
+    files = mvtec() | {"stray.png": mvtec()["train/good/000.png"]}
+    first, _ = look(write(tmp_path / "data", files))
+    broken = {row.uri: row.error for row in first.rows if row.error}
+    assert broken
+    write_manifest(first.rows, str(tmp_path / "m.parquet"))
+    second, _ = look(tmp_path / "m.parquet")
+    assert {row.uri: row.error for row in second.rows if row.error} == broken
+
+
+def test_an_address_that_does_not_answer_is_a_row(tmp_path):
+    root = write(tmp_path, {"a.png": mvtec()["train/good/000.png"]})
+    write(tmp_path, {"list.csv": b"uri\na.png\nftp://127.0.0.1:1/b.png\n"})
+    found, _ = look(f"{root}/list.csv")
+    assert [(row.uri.rpartition("/")[2], row.error is None) for row in found.rows] == [
+        ("a.png", True),
+        ("b.png", False),
+    ]
+    assert "does not answer" in found.rows[1].error
+
+
 def test_the_number_of_threads_and_the_order_of_files_do_not_change_the_rows(tmp_path, monkeypatch):
     root = write(tmp_path, mvtec(20))
     many, _ = look(root)

@@ -157,6 +157,9 @@ def test_fabric_round_2_adds_up_its_annotation_files_and_groups_by_template_patt
             "train2/Annotations/anno_train.json": [STAIN, {**STAIN, "name": "gone.jpg"}],
             "testB/p3_d/p3_d.jpg": "",
             "testB/p3_d/template_p3.jpg": "",
+            "testB/p3_e/p3_e.jpg": "",
+            "testB/p4/p4.jpg": "",
+            "testB/p4/template_p4.jpg": "",
         },
     )
     assert reader is tianchi_fabric
@@ -171,7 +174,10 @@ def test_fabric_round_2_adds_up_its_annotation_files_and_groups_by_template_patt
     assert (c.defect_type, c.source_stage, c.boxes) == ("good", "train", ())
     d = entries["testB/p3_d/p3_d.jpg"]
     assert (d.defect_type, d.source_stage, d.template) == (None, None, "testB/p3_d/template_p3.jpg")
-    assert set(entries) - {e.path for e in (a, b, c, d)} == {"gone.jpg"}
+    e = entries["testB/p3_e/p3_e.jpg"]
+    assert (e.group, e.template, e.warning) == ("pattern p3", None, "no template template_p3")
+    assert entries["testB/p4/p4.jpg"].template == "testB/p4/template_p4.jpg"
+    assert set(entries) - {each.path for each in (a, b, c, d, e)} == {"gone.jpg", "testB/p4/p4.jpg"}
 
 
 def test_fabric_round_1_has_no_templates_and_contradictions_show(tmp_path):

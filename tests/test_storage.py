@@ -83,14 +83,32 @@ def test_a_place_that_cannot_be_written_is_unavailable(tmp_path):
         storage.write_bytes(str(tmp_path / "file" / "a"), b"1")
 
 
-def test_linked_folders_are_listed_once_and_loops_end(tmp_path):
+def test_linked_folders_are_listed_and_loops_end(tmp_path):
     (tmp_path / "data" / "sub").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "b.png").write_bytes(b"12")
     (tmp_path / "data" / "sub" / "loop").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "dangling.png").symlink_to(tmp_path / "nowhere")
-    assert storage.list_files(str(tmp_path / "data")) == {"linked/b.png": 2}
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "elsewhere")
+    listed = storage.list_files(str(tmp_path / "data"))
+    assert listed == {"again/b.png": 2, "dangling.png": 0, "linked/b.png": 2}
+    with pytest.raises(DataError, match="no such file"):
+        storage.read_bytes(str(tmp_path / "data" / "dangling.png"), 10)
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root, who may run this, may read every folder
+    with pytest.raises(DataError, match=r"sub: cannot be listed \(Permission denied\)"):
+        storage.list_files(str(tmp_path))
 
 
 def test_a_name_that_is_not_utf8_is_listed_escaped_and_does_not_break_the_listing(tmp_path):

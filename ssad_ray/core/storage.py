@@ -7,6 +7,7 @@ literally, so keys may hold spaces, `#`, `%` and any script; only `file://` addr
 import functools
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -51,7 +52,8 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 def exists(uri: str) -> bool:
     """Return whether the address names a file or a folder."""
     filesystem, path = resolve(uri)
-    return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
+    with _answering(uri):
+        return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
 
 
 def read_bytes(uri: str, max_bytes: int) -> bytes:
@@ -99,34 +101,49 @@ def list_files(uri: str) -> dict[str, int]:
     """Return the size in bytes of every file below a folder, by relative path, sorted.
 
     Raises:
-        DataError: The folder does not exist or is a file.
+        DataError: The folder does not exist, is a file, or holds a folder that may not be read.
+        UnavailableError: The store does not answer.
     """
     filesystem, path = resolve(uri)
-    found = filesystem.get_file_info(path).type
+    with _answering(uri):
+        found = filesystem.get_file_info(path).type
     if found != fs.FileType.Directory:
         raise DataError(f"{uri}: a folder is needed here, found {found.name}; check the path")
     if isinstance(filesystem, fs.LocalFileSystem):
-        return dict(sorted(_walk(Path(path))))
+        # A name that is not UTF-8 is shown escaped, and reading it then says that there is no such file.
+        sizes = ((os.path.relpath(file, path), size) for file, size in _walk(path, frozenset()))
+        return dict(sorted((name.encode("utf-8", "backslashreplace").decode(), size) for name, size in sizes))
     prefix = path.strip("/") + "/"
-    infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+    with _answering(uri):
+        infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
     files = ((info.path.lstrip("/").removeprefix(prefix), info.size or 0) for info in infos if info.is_file)
     return dict(sorted(files))
 
 
-def _walk(root: Path) -> Iterator[tuple[str, int]]:
-    """Yield relative path and size of every file, entering each linked folder once."""
-    entered = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in entered:
-            subfolders.clear()
-            continue
-        entered.add(real)
-        for path in (Path(folder, name) for name in names):
-            if path.is_file():  # not so for a dangling link or a pipe
-                # A name that is not UTF-8 is shown escaped, and reading it then says that there is no such file.
-                name = path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
-                yield name, path.stat().st_size
+def _walk(folder: str, above: frozenset[str]) -> Iterator[tuple[str, int]]:
+    """Yield path and size of every file below a folder; links are followed, but not to a folder above them."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if entry.is_dir():
+                yield from _walk(entry.path, above | {real})
+            elif entry.is_file():
+                yield entry.path, entry.stat().st_size
+            elif entry.is_symlink():
+                yield entry.path, 0  # leads nowhere, which reading it says
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}); check the permissions") from error
+
+
+@contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    """Turn what a store says when it is asked what is there into an error of this package."""
+    try:
+        yield
+    except (OSError, ArrowException) as error:
+        raise UnavailableError(f"{uri}: the store does not answer ({error}); check network and credentials") from error
 
 
 @functools.cache
@@ -141,8 +158,9 @@ def _open_store(root: str) -> tuple[fs.FileSystem, str]:
     else:
         return filesystem, path
     try:
-        handler, path = fsspec.core.url_to_fs(root)
-    except (ValueError, ImportError) as error:
+        with _answering(root):
+            handler, path = fsspec.core.url_to_fs(root)
+    except (ValueError, TypeError, ImportError) as error:
         raise DataError(
             f"{root}: cannot be opened ({error}); accepted are local paths, file://, s3://, gs://, hdfs:// and the "
             "schemes of fsspec whose package is installed"

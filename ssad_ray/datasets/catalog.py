@@ -23,6 +23,9 @@ from ssad_ray.datasets.manifest import ManifestRow
 _MAX_THREADS = 8
 """Each thread holds one decoded image, so this bounds memory too."""
 
+UNKNOWN = "unknown"
+"""Category of an image that no layout places."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -129,7 +132,7 @@ def _unclaimed(entries: Iterable[Entry], listing: Listing, layout: str) -> Itera
     """Yield every image file that no entry speaks of: a mask without image, a template alone, a stray picture."""
     claimed = {path for entry in entries for path in (entry.path, entry.mask, entry.template)}
     reason = f"not an image, mask or template that the layout {layout} knows; remove it or correct its place"
-    return (Entry(path, "unknown", error=reason) for path in listing if is_image(path) and path not in claimed)
+    return (Entry(path, UNKNOWN, error=reason) for path in listing if is_image(path) and path not in claimed)
 
 
 def _is_hidden(path: str) -> bool:

@@ -14,7 +14,7 @@ from ssad_ray.core.records import GOOD, TrueBox
 from ssad_ray.datasets.duplicates import thumbnail
 from ssad_ray.datasets.entries import Entry
 from ssad_ray.datasets.manifest import ManifestRow
-from ssad_ray.errors import DataError
+from ssad_ray.errors import DataError, UnavailableError
 
 _NO_DIGEST = "0" * 12
 
@@ -36,7 +36,7 @@ def inspect(root_uri: str, entry: Entry, config: DataConfig) -> tuple[ManifestRo
         image = images.decode(data, config.max_image_px)
         facts |= _ground_truth(root_uri, entry, info.height, info.width, config)
         print_of_image = thumbnail(image) if error is None else None
-    except DataError as refusal:
+    except (DataError, UnavailableError) as refusal:
         error = error or refusal.detail
     sample_id = f"{entry.path}@{facts.get('sha256', _NO_DIGEST)[:12]}"
     row = ManifestRow(

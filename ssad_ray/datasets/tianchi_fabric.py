@@ -41,15 +41,17 @@ def read(root_uri: str, listing: Listing) -> Iterator[Entry]:
     for path in listing:
         if is_image(path) and not _is_template(path):
             absent.pop(path.rpartition("/")[2], None)
-            yield _entry(path, annotations, templates.get(path.rpartition("/")[0], []))
+            beside = templates.get(path.rpartition("/")[0], [])
+            has_pattern = bool(beside or (templates and _OWN_FOLDER.fullmatch(path)))
+            yield _entry(path, annotations, beside, has_pattern)
     for name in absent:
         yield Entry(path=name, category="fabric")
 
 
-def _entry(path: str, annotations: dict[str, Annotation], templates: list[str]) -> Entry:
+def _entry(path: str, annotations: dict[str, Annotation], templates: list[str], has_pattern: bool) -> Entry:
     """Join what the folder names and the annotation say of one image."""
     folder, _, name = path.rpartition("/")
-    pattern = name.partition("_")[0] if templates else None
+    pattern = without_suffix(name).partition("_")[0] if has_pattern else None
     wanted = f"{_TEMPLATE}{pattern}"
     template = next((path for path in templates if without_suffix(path).rpartition("/")[2] == wanted), None)
     annotation = annotations.get(name, Annotation())
@@ -62,7 +64,7 @@ def _entry(path: str, annotations: dict[str, Annotation], templates: list[str]) 
         error = f"in a folder of normal images, but annotated with {len(boxes)} boxes"
     elif is_defective and not boxes and not error:
         warning = "in a folder of defective images, but without annotation"
-    if templates and template is None:
+    if has_pattern and template is None:
         warning = "; ".join(filter(None, (warning, f"no template {wanted}")))
     return Entry(
         path=path,

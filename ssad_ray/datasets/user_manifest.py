@@ -1,7 +1,7 @@
 """A list of images that somebody brings: CSV (UTF-8) or Parquet with a column `uri`, all other columns optional.
 
 An address without scheme is taken from the folder of the list. `ssad_ray.datasets.manifest.write_manifest` writes
-such a list too; its facts are measured anew.
+such a list too; its facts are measured anew, and what it calls broken stays so.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from ssad_ray.errors import DataError
 NAME = "manifest"
 SUFFIXES = (".csv", ".parquet")
 
-_COLUMNS = ("uri", "category", "source_stage", "defect_type", "mask_uri", "template_uri", "group", "boxes")
+_FACTS = ("category", "source_stage", "defect_type", "mask_uri", "template_uri", "group", "boxes", "error", "warning")
 _STAGES: dict[str | None, SourceStage | None] = {"train": "train", "test": "test", None: None}
 _MAX_LIST_BYTES = 4 << 30
 
@@ -47,13 +47,13 @@ def _read_table(uri: str) -> pa.Table:
         raise DataError(
             f"{uri}: cannot be read as a list of images ({error}); save it as UTF-8 CSV or Parquet"
         ) from error
-    unknown = sorted(set(table.column_names) - {*_COLUMNS, *SCHEMA.names})
+    unknown = sorted(set(table.column_names) - set(SCHEMA.names))
     if "uri" not in table.column_names or unknown or len(set(table.column_names)) < table.num_columns:
         raise DataError(
             f"{uri}: has the columns {', '.join(table.column_names)}; `uri` is needed, and accepted besides are "
-            f"{', '.join(_COLUMNS[1:])}, each once, separated by commas"
+            f"{', '.join(_FACTS)}, each once, separated by commas"
         )
-    return table.select([name for name in table.column_names if name in _COLUMNS])
+    return table.select([name for name in table.column_names if name in ("uri", *_FACTS)])
 
 
 def _read_csv(data: pa.BufferReader) -> pa.Table:
@@ -69,7 +69,9 @@ def _read_csv(data: pa.BufferReader) -> pa.Table:
 def _to_entry(record: dict[str, Any], where: str) -> Entry:
     text = {name: str(value) for name, value in record.items() if name != "boxes" and value not in (None, "")}
     stage = text.get("source_stage")
-    error = None if stage in _STAGES else f"{where}: source_stage is {stage!r}; train, test or nothing is accepted"
+    error = text.get("error")
+    if stage not in _STAGES:
+        error = f"{where}: source_stage is {stage!r}; train, test or nothing is accepted"
     try:
         boxes = tuple(TrueBox(_four(item["box"]), str(item["defect_type"])) for item in record.get("boxes") or ())
     except (KeyError, TypeError, ValueError):
@@ -84,6 +86,7 @@ def _to_entry(record: dict[str, Any], where: str) -> Entry:
         template=text.get("template_uri"),
         group=text.get("group"),
         error=error if "uri" in text else f"{where}: the uri is empty",
+        warning=text.get("warning"),
     )
 
 

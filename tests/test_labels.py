@@ -153,6 +153,7 @@ def test_an_attempt_that_breaks_off_leaves_no_version_and_does_not_disturb_the_n
     assert list_versions(str(tmp_path)) == []
     write_labels(str(tmp_path), "v1", VERDICTS, LINEAGE)
     assert list(read_labels(str(tmp_path), "v1")) == VERDICTS
+    assert pq.read_table(tmp_path / "v1")["sample_id"].to_pylist() == [each.sample_id for each in VERDICTS]
 
 
 def test_parts_written_by_others_are_sealed_in_the_order_of_their_names(tmp_path: Path) -> None:
@@ -187,8 +188,8 @@ def test_a_sealed_version_that_was_damaged_is_refused(tmp_path: Path) -> None:
     (tmp_path / "v1" / part).unlink()
     with pytest.raises(ArtifactError, match="is missing or not a readable Parquet part"):
         list(read_labels(str(tmp_path), "v1"))
-    (tmp_path / "v1" / "lineage.json").write_text("{}")
-    with pytest.raises(ArtifactError, match=r"lineage\.json is not the lineage of a label version"):
+    (tmp_path / "v1" / "_lineage.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"_lineage\.json is not the lineage of a label version"):
         read_lineage(str(tmp_path), "v1")
 
 

@@ -26,7 +26,7 @@ CODE_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 FILE_NAME = re.compile(r"`([\w.-]+(?:/[\w.-]+)*(?:\.(?:py|md|toml|lock|ya?ml)|/))`")
 NAMED_DOCUMENT = re.compile(r"\bdocs/[\w./-]+\.md\b")
-OF_A_RUN_OR_A_PERSON = ("RUN/", "parts/", "report.", "lineage.", "artifact.", "config.", "weights.", "uv.lock")
+OF_A_RUN_OR_A_PERSON = ("RUN/", "parts/", "report.", "_lineage.", "artifact.", "config.", "weights.", "uv.lock")
 
 SEPARATORS = {";", "&", "&&", "|", "do", "time"}
 

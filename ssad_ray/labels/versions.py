@@ -1,13 +1,12 @@
 """Label versions: immutable Parquet data sets of verdicts, each sealed by its lineage.
 
-    ROOT/<version>/*.parquet      parts, one row per image
-    ROOT/<version>/lineage.json   written last; a folder without it is unfinished and is not a version
+    ROOT/<version>/*.parquet       parts, one row per image
+    ROOT/<version>/_lineage.json   written last; a folder without it is unfinished and is not a version
 
-The lineage names the parts that belong to the version, so leftovers of an interrupted attempt are never read.
+The folder of a version is a Parquet data set to whatever reads such: of a name with an underscore they take no notice.
 """
 
 import re
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from ssad_ray.core.storage import exists, join, read_bytes, resolve, write_bytes
 from ssad_ray.errors import ArtifactError, ConfigError, UnavailableError
 from ssad_ray.labels.rows import SCHEMA, table_verdicts, verdict_table
 
-_LINEAGE = "lineage.json"
+_LINEAGE = "_lineage.json"
 _MAX_LINEAGE_BYTES = 256 << 20
 _ROWS_PER_PART = 4096
 _ROWS_PER_BATCH = 256
@@ -55,7 +54,7 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True)
 class LabelVersion:
-    """The content of `lineage.json`.
+    """The content of `_lineage.json`.
 
     Attributes:
         version: Name of the version.
@@ -78,7 +77,7 @@ _LABEL_VERSION = TypeAdapter(LabelVersion)
 
 
 def write_labels(root_uri: str, version: str, verdicts: Iterable[Verdict], lineage: Lineage) -> LabelVersion:
-    """Write and seal a label version.
+    """Write and seal a label version; what an interrupted attempt left in its folder is removed.
 
     Raises:
         ArtifactError: The version exists already, or there is no verdict or two for one image.
@@ -87,11 +86,11 @@ def write_labels(root_uri: str, version: str, verdicts: Iterable[Verdict], linea
     """
     _refuse_existing(root_uri, version)
     filesystem, folder = resolve(join(root_uri, version))
-    attempt = uuid.uuid4().hex[:8]
     rows = iter(verdicts)
     parts: list[str] = []
+    filesystem.delete_dir_contents(folder, missing_dir_ok=True)
     while chunk := list(islice(rows, _ROWS_PER_PART)):
-        parts.append(f"{attempt}-{len(parts):05d}.parquet")
+        parts.append(f"{len(parts):05d}.parquet")
         try:
             filesystem.create_dir(folder, recursive=True)
             pq.write_table(verdict_table(chunk), f"{folder}/{parts[-1]}", filesystem=filesystem, compression="zstd")

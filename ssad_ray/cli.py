@@ -1,5 +1,6 @@
 """The command line: `ssad VERB`. Verbs import what they need when they run, so that `--help` answers at once."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from ssad_ray.pipelines.run import Announce, Run
 
 _LOG_INTERVAL_S = 10.0
+_ROLES = ("floor", "detector", "segmenter", "yardstick")
+_SHOWN = ("image_auroc", "pixel_auroc", "pixel_ap", "pooled_iou")
 _DEMO = ("detector.draem.training.steps=250", "segmenter.unet.training.steps=250")  # within five minutes on two cores
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -26,15 +29,19 @@ class Protocol(StrEnum):
 
     ROUTINE1 = "routine1"
     ROUTINE1_FULL_TEST = "routine1_full_test"
-    ROUTINE2 = "routine2"
     FULL = "full"
 
 
 Data = Annotated[str | None, typer.Option(help="Folder, manifest (CSV, Parquet) or URI of the images.")]
 Out = Annotated[Path, typer.Option(help="Run folder; the same folder again goes on where it was stopped.")]
-ProtocolOption = Annotated[Protocol, typer.Option(help="How images are shared out to train, online and test.")]
+ProtocolOption = Annotated[
+    Protocol | None, typer.Option(help="How images are shared out to train, online and test; full by default.")
+]
 Config = Annotated[Path | None, typer.Option(help="YAML file with config fields.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=V", help="One config field; may be repeated.")]
+SetResource = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=V", help="One field of resources; may be repeated.")
+]
 Seed = Annotated[int | None, typer.Option(help="Every random stream derives from it.", min=0)]
 Model = Annotated[str | None, typer.Option(help="Artifact of the run; the champion by default.")]
 InitFrom = Annotated[
@@ -61,9 +68,10 @@ def demo(
     data_path = out / "data"
     if not data_path.exists():
         partial = data_path.with_name("data.partial")
+        shutil.rmtree(partial, ignore_errors=True)
         write_synthetic(partial, seed=run.config.seed)
         partial.replace(data_path)
-    _loop(run, str(data_path), Protocol.FULL, address, with_yardstick=False)
+    _loop(run, str(data_path), None, address, with_yardstick=False)
 
 
 @app.command()
@@ -93,7 +101,7 @@ def catalog(
 def fit(
     out: Out,
     data: Data = None,
-    protocol: ProtocolOption = Protocol.FULL,
+    protocol: ProtocolOption = None,
     config: Config = None,
     set_: Set = None,
     seed: Seed = None,
@@ -105,7 +113,7 @@ def fit(
 
     run = _open(out, config, set_, seed, init_from)
     name = f"{run.config.detector.name}-1"
-    with _working(run, data, protocol, address) as announce:
+    with _working(run, address, data, protocol) as announce:
         fit_detector(run, name, run.config.detector.name, announce)
     if not run.champion_path.exists():
         run.promote(name)
@@ -116,14 +124,15 @@ def fit(
 def label(
     out: Out,
     model: Model = None,
+    set_: SetResource = None,
     address: Address = None,
 ) -> None:
     """Find and outline the defects of the online stage: a new label version."""
     from ssad_ray.labels.versions import read_lineage
     from ssad_ray.pipelines.label import label_online
 
-    run = _reopen(out)
-    with _working(run, None, None, address) as announce:
+    run = _reopen(out, set_)
+    with _working(run, address) as announce:
         version = label_online(run, model or run.champion, announce)
     counts = read_lineage(str(run.labels_path), version).counts
     typer.echo(f"{run.labels_path / version}\n" + ", ".join(f"{value} {name}" for name, value in counts.items()))
@@ -134,6 +143,7 @@ def train(
     out: Out,
     labels: Annotated[str, typer.Option(help="Label version to learn from; a model's name is the version it made.")],
     name: Annotated[str, typer.Option(help="Name of the new segmenter.")] = "unet-1",
+    set_: SetResource = None,
     address: Address = None,
 ) -> None:
     """Train a segmenter on a label version, and let it challenge the champion."""
@@ -141,9 +151,9 @@ def train(
     from ssad_ray.pipelines.gate import run_gate
     from ssad_ray.pipelines.train import train_on_labels
 
-    run = _reopen(out)
+    run = _reopen(out, set_)
     labeller = read_lineage(str(run.labels_path), labels).lineage.model
-    with _working(run, None, None, address) as announce:
+    with _working(run, address) as announce:
         train_on_labels(run, name, labels, labeller, announce)
         decision = run_gate(run, name, announce)
     typer.echo(f"{run.model_path(name)}\n{decision.reason}")
@@ -153,27 +163,31 @@ def train(
 def evaluate(
     out: Out,
     model: Model = None,
+    set_: SetResource = None,
     address: Address = None,
 ) -> None:
     """Compare a model with the ground truth of the test stage."""
     from ssad_ray.pipelines.evaluate import evaluate_on_test
+    from ssad_ray.pipelines.report_page import why_missing
     from ssad_ray.pipelines.run import read_json
 
-    run = _reopen(out)
+    run = _reopen(out, set_)
     name = model or run.champion
-    with _working(run, None, None, address) as announce:
+    with _working(run, address) as announce:
         evaluate_on_test(run, name, announce)
     figures = read_json(run.evaluation_path(name))
     for group in ("metrics", "counts"):
         for key, value in figures[group].items():
             typer.echo(f"{key:28} {'-' if value is None else value if isinstance(value, int) else f'{value:.4f}'}")
+    for reason in why_missing(figures["metrics"], figures["counts"]):
+        typer.echo(reason)
 
 
 @app.command()
 def loop(
     out: Out,
     data: Data = None,
-    protocol: ProtocolOption = Protocol.FULL,
+    protocol: ProtocolOption = None,
     config: Config = None,
     set_: Set = None,
     seed: Seed = None,
@@ -196,12 +210,21 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def _loop(run: "Run", data: str | None, protocol: Protocol, address: str | None, *, with_yardstick: bool) -> None:
+def _loop(
+    run: "Run", data: str | None, protocol: Protocol | None, address: str | None, *, with_yardstick: bool
+) -> None:
     from ssad_ray.pipelines.loop import run_loop
+    from ssad_ray.pipelines.run import read_json
 
-    with _working(run, data, protocol, address) as announce:
-        report_path = run_loop(run, announce, with_yardstick=with_yardstick)
-    typer.echo(f"champion: {run.champion}\nreport: {report_path}")
+    with _working(run, address, data, protocol) as announce:
+        page_path = run_loop(run, announce, with_yardstick=with_yardstick)
+    report = read_json(run.report_path)
+    typer.echo(" " * 10 + "".join(f"{name:>13}" for name in _SHOWN))
+    for role in _ROLES:
+        if role in report:
+            figures = (report[role][name] for name in _SHOWN)
+            typer.echo(f"{role:10}" + "".join(f"{'-' if each is None else f'{each:.3f}':>13}" for each in figures))
+    typer.echo(f"champion: {run.champion}\nlabels: {run.labels_path / run.champion}\nreport: {page_path}")
 
 
 def _open(
@@ -216,11 +239,11 @@ def _open(
     return open_run(out.absolute(), load_config(config, overrides))
 
 
-def _reopen(out: Path) -> "Run":
+def _reopen(out: Path, set_: list[str] | None) -> "Run":
     from ssad_ray.config import load_config
-    from ssad_ray.pipelines.run import Run
+    from ssad_ray.pipelines.run import open_run
 
-    return Run(out.absolute(), load_config(out / "config.yaml"))
+    return open_run(out.absolute(), load_config(out / "config.yaml", set_ or ()))
 
 
 def _rule(run: "Run", name: str) -> str:
@@ -229,14 +252,15 @@ def _rule(run: "Run", name: str) -> str:
 
 
 @contextmanager
-def _working(run: "Run", data: str | None, protocol: Protocol | None, address: str | None) -> Iterator["Announce"]:
+def _working(
+    run: "Run", address: str | None, data: str | None = None, protocol: Protocol | None = None
+) -> Iterator["Announce"]:
     """Give a verb its data, Ray and a place to show progress."""
     from ssad_ray.pipelines.prepare import prepare
     from ssad_ray.pipelines.session import session
 
     with _progress() as announce:
-        if data is not None and protocol is not None:
-            prepare(run, data, protocol.value, announce("catalogue"))
+        prepare(run, data, protocol.value if protocol else None, announce("catalogue"))
         resources = run.config.resources
         with session(resources, address, dashboard=resources.train_workers > 0):
             yield announce

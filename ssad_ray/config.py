@@ -1,7 +1,7 @@
 """The one config tree: defaults, then a YAML file, then `--set dotted.path=value`.
 
-Every field has a bound and a unit. `resources` never influences a result; everything else does and is part of a
-run's identity.
+Every number has bounds and a unit. `resources` changes a result by rounding at most; everything else but `rounds` is
+part of a run's identity.
 """
 
 from collections.abc import Mapping, Sequence
@@ -134,9 +134,9 @@ class GateConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """Where work runs; never influences a result."""
+    """Where work runs; results differ by rounding at most."""
 
-    train_workers: int = Field(0, ge=0, le=1024, description="Ray Train workers; 0 trains in the driver's process.")
+    train_workers: int = Field(0, ge=0, le=1024, description="Ray Train workers; 0: one Ray task per ensemble member.")
     score_workers: int | None = Field(
         None,
         ge=0,
@@ -172,7 +172,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunC
     if path is not None:
         try:
             loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"cannot read the config {path}: {error}") from error
         if loaded is not None and not isinstance(loaded, dict):
             raise ConfigError(f"the config {path} holds a {type(loaded).__name__}; a mapping of sections is needed")
@@ -183,7 +183,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunC
             raise ConfigError(f"--set takes dotted.path=value, for example seed=1; got {override!r}")
         try:
             tree = with_override(tree, dotted, yaml.safe_load(text))
-        except yaml.YAMLError as error:
+        except (ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
     return validate_config(tree)
 

@@ -3,12 +3,14 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -68,6 +70,9 @@ def finished(data, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "whole"
     out = finish(ssad("loop", "--data", str(data), "--out", str(run), *SMALL))
     assert str(run / "report.html") in out
+    assert re.search(r"^segmenter +0\.\d{3} ", out, re.MULTILINE)
+    champion = (run / "models" / "champion").read_text().strip()
+    assert pq.read_table(run / "labels" / champion)["uri"].to_pylist()
     return run
 
 
@@ -134,6 +139,25 @@ def test_a_label_can_be_made_and_learnt_from_step_by_step(finished, data, tmp_pa
     out = finish(ssad("evaluate", "--out", str(run), "--model", "unet-1"))
     assert "pixel_auroc" in out
     assert figures(run)["unet-1"] == figures(finished)["unet-1"]
+
+
+def test_a_demo_killed_while_it_makes_its_pictures_makes_them_anew(tmp_path):
+    (tmp_path / "data.partial" / "plate").mkdir(parents=True)
+    (tmp_path / "data.partial" / "plate" / "half.png").write_bytes(b"half")
+    process = ssad("demo", "--out", str(tmp_path), "--set=data.category=cup")
+    _, err = process.communicate(timeout=120)
+    assert "no usable image of cup" in err
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["data"]
+
+
+def test_a_name_stands_for_one_label_version(finished):
+    (finished / "labels" / "other").mkdir()
+    for path in (finished / "labels" / "draem-1").iterdir():
+        (finished / "labels" / "other" / path.name).write_bytes(path.read_bytes())
+    process = ssad("train", "--out", str(finished), "--labels", "other")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "unet-1 exists and learnt from the labels draem-1" in err
 
 
 def test_a_wrong_request_ends_with_one_message_and_its_exit_code(tmp_path):

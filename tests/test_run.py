@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 
@@ -41,11 +43,32 @@ def test_preparing_twice_changes_nothing(tmp_path):
     run = open_run(tmp_path / "run", RunConfig())
     prepare(run, str(tmp_path / "data"), "full")
     before = run.split_path.read_bytes(), run.manifest_path.read_bytes()
-    prepare(run, str(tmp_path / "nowhere"), "full")
+    for again in ((), (str(tmp_path / "data"),), (str(tmp_path / "data"), "full")):
+        prepare(run, *again)
     assert (run.split_path.read_bytes(), run.manifest_path.read_bytes()) == before
     assert len(run.good_rows()) == 4
     assert all(row.defect_type == "good" for row in run.good_rows())
     assert {row.sample_id for row in run.rows("online")}.isdisjoint(row.sample_id for row in run.rows("test"))
+
+
+@pytest.mark.parametrize(
+    ("data", "protocol", "reason"),
+    [
+        ("other", None, "made with --data .*data, now came .*other"),
+        (None, "routine1", "--protocol full, now came rout"),
+    ],
+)
+def test_a_run_keeps_its_images(tmp_path, data, protocol, reason):
+    write_synthetic(tmp_path / "data", num_train=4, num_test_good=2, num_per_defect=2, height=64, width=96)
+    run = open_run(tmp_path / "run", RunConfig())
+    prepare(run, str(tmp_path / "data"))
+    with pytest.raises(ConfigError, match=reason):
+        prepare(run, data and str(tmp_path / data), protocol)
+
+
+def test_a_new_run_asks_for_data(tmp_path):
+    with pytest.raises(DataError, match="no data yet; name it with --data"):
+        prepare(open_run(tmp_path / "run", RunConfig()))
 
 
 def test_one_of_several_products_must_be_chosen(tmp_path):
@@ -59,6 +82,18 @@ def test_one_of_several_products_must_be_chosen(tmp_path):
     chosen = open_run(tmp_path / "chosen", validate_config({"data": {"category": "left"}}))
     prepare(chosen, str(tmp_path / "data"), "full")
     assert {row.category for row in chosen.rows("online")} == {"left"}
+
+
+def test_broken_images_of_another_product_are_not_counted(tmp_path):
+    plate = write_synthetic(tmp_path, num_train=4, num_test_good=2, num_per_defect=1, height=64, width=96)
+    (tmp_path / "data").mkdir()
+    shutil.copytree(plate, tmp_path / "data" / "left")
+    plate.rename(tmp_path / "data" / "right")
+    for path in (tmp_path / "data" / "right").glob("t*/*/*.png"):
+        path.write_bytes(b"not an image")
+    run = open_run(tmp_path / "run", validate_config({"data": {"category": "left", "max_error_fraction": 0.0}}))
+    prepare(run, str(tmp_path / "data"))
+    assert {row.category for row in run.rows("train")} == {"left"}
 
 
 def test_too_many_unreadable_images_stop_a_run(tmp_path):

@@ -10,7 +10,7 @@ from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.datasets.splits import load_split, save_split, split
 from ssad_ray.errors import ConfigError, DataError
 
-PROTOCOLS = ["routine1", "routine1_full_test", "full", "routine2"]
+PROTOCOLS = ["routine1", "routine1_full_test", "full"]
 
 
 def row(name, defect_type="good", source_stage=None, group=None, category="nut", error=None):
@@ -78,6 +78,21 @@ def test_without_shipped_stages_half_of_the_good_train():
     assert counts["online", "crack", None] == counts["test", "crack", None] == 5
 
 
+@pytest.mark.parametrize("defective", [0, 10])
+def test_of_data_that_ships_nothing_to_judge_by_half_of_the_good_train(defective):
+    rows = [row(f"g{i}", "good", "train") for i in range(20)]
+    rows += [row(f"d{i}", "crack", "train") for i in range(defective)] + [row(f"u{i}", None, "test") for i in range(4)]
+    has_stream = not defective
+    counts = tally(rows, split(rows, "full", 0))
+    assert counts["train", "good", "train"] == (20 if has_stream else 10)
+    assert counts["test", "good", "train"] == (0 if has_stream else 5)
+    assert counts["online", None, "test"] == 4
+
+
+def test_four_good_images_all_train():
+    assert Counter(split([row(f"g{i}") for i in range(4)], "full", 0).values()) == {"train": 4}
+
+
 def test_good_images_with_an_unlabelled_stream_all_train():
     rows = [row(f"g{i}") for i in range(20)] + [row(f"u{i}", None) for i in range(7)]
     assert Counter(split(rows, "full", 0).values()) == {"train": 20, "online": 7}
@@ -89,11 +104,6 @@ def test_many_types_of_one_image_each_reach_both_stages():
     assert sorted(counts.values()) == [4, 5]
 
 
-def test_routine_2_needs_no_good_images():
-    rows = [row(f"d{i}", "mixed") for i in range(40)]
-    assert Counter(split(rows, "routine2", 0).values()) == {"online": 20, "test": 20}
-
-
 @pytest.mark.parametrize(
     ("protocol", "num_good", "num_defective", "reason"),
     [
@@ -101,7 +111,7 @@ def test_routine_2_needs_no_good_images():
         ("routine1", 13, 30, "needs 4 good images for online; 13 came, 3 of them free"),
         ("routine1", 20, 19, "needs 12 defective images for test; 19 came, 11 of them free"),
         ("full", 3, 30, "3 good images to train on came, at least 4"),
-        ("routine2", 0, 0, "none of the 0 images can be used"),
+        ("full", 0, 0, "none of the 0 images can be used"),
     ],
 )
 def test_too_few_images_say_how_many_came_and_are_needed(protocol, num_good, num_defective, reason):
@@ -111,7 +121,7 @@ def test_too_few_images_say_how_many_came_and_are_needed(protocol, num_good, num
 
 
 def test_an_unknown_protocol_names_the_known_ones():
-    with pytest.raises(ConfigError, match="known are routine1, routine1_full_test, full, routine2"):
+    with pytest.raises(ConfigError, match="known are routine1, routine1_full_test, full"):
         split([row("a")], "routine3", 0)
 
 
@@ -161,7 +171,7 @@ def test_no_group_is_in_two_stages_and_only_good_images_train(rows, protocol, se
     assert stages.keys() == {row.sample_id for row in rows}
     for group in {row.group for row in rows}:
         assert len({stages[row.sample_id] for row in rows if row.group == group} - {"unused"}) <= 1
-    ships_stages = any(row.source_stage for row in rows)
+    ships_stages = any(row.source_stage == "test" and row.defect_type for row in rows)
     for row_ in rows:
         if stages[row_.sample_id] == "train":
             assert row_.defect_type == "good"
@@ -181,7 +191,7 @@ def test_a_saved_split_comes_back_and_is_refused_for_other_data(tmp_path):
     rows = bottle()
     stages = split(rows, "full", 5)
     uri = str(tmp_path / "split.json")
-    save_split(stages, "full", 5, uri)
+    save_split(stages, "/parts", "full", 5, uri)
     assert load_split(uri, rows) == stages
     with pytest.raises(DataError, match="292 samples, 291 of them among the 291 that came"):
         load_split(uri, rows[1:])
@@ -196,7 +206,7 @@ def test_what_is_no_split_is_refused(tmp_path, text):
 
 def test_a_split_changed_by_hand_is_refused(tmp_path):
     uri = tmp_path / "split.json"
-    save_split({"a@0": "train"}, "full", 0, str(uri))
+    save_split({"a@0": "train"}, "/parts", "full", 0, str(uri))
     content = json.loads(uri.read_text())
     content["stages"]["b@0"] = "test"
     uri.write_text(json.dumps(content))

@@ -9,9 +9,8 @@ Protocols:
   (of a data set without stages: every other image), so that metrics which need good images exist.
 - `full`: train is every good image shipped for train (of a data set without stages: half of the good ones); all
   others go half to online, half to test, each defect type by itself.
-- `routine2`: as `full`, for methods that need no good images: none need to be there.
 
-Images without known defect type cannot judge: the two halving protocols send them online, routine 1 leaves them out;
+Images without known defect type cannot judge: `full` sends them online, routine 1 leaves them out;
 good images with nothing but such company all train. A group never has images in two of train, online and test. Order
 comes from hashes of (seed, group), so a further image moves at most the images next to a boundary.
 """
@@ -27,7 +26,7 @@ from ssad_ray.core.records import GOOD, Stage
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.errors import ConfigError, DataError
 
-Protocol = Literal["routine1", "routine1_full_test", "full", "routine2"]
+Protocol = Literal["routine1", "routine1_full_test", "full"]
 Stages = dict[str, Stage]
 
 _TRAIN_GOOD = 10
@@ -58,16 +57,17 @@ def split(rows: Iterable[ManifestRow], protocol: Protocol, seed: int) -> Stages:
     if not categories:
         raise DataError(f"none of the {len(rows)} images can be used; `ssad catalog` says why")
     for usable in categories.values():
-        if protocol in ("full", "routine2"):
-            stages |= _halves(usable, least_good=_LEAST_TRAIN_GOOD if protocol == "full" else 0)
+        if protocol == "full":
+            stages |= _halves(usable)
         else:
             stages |= _routine1(usable, tests_all=protocol == "routine1_full_test")
     return stages
 
 
-def save_split(stages: Stages, protocol: Protocol, seed: int, uri: str) -> None:
-    """Write a split as JSON, with the digest of the samples it was made for."""
-    content = {"protocol": protocol, "seed": seed, "digest": digest(stages), "stages": dict(sorted(stages.items()))}
+def save_split(stages: Stages, data_uri: str, protocol: Protocol, seed: int, uri: str) -> None:
+    """Write a split as JSON, with where its images come from and the digest of the samples it was made for."""
+    origin = {"data": data_uri, "protocol": protocol, "seed": seed}
+    content = {**origin, "digest": digest(stages), "stages": dict(sorted(stages.items()))}
     storage.write_bytes(uri, json.dumps(content, ensure_ascii=False, indent=1).encode())
 
 
@@ -102,7 +102,7 @@ def digest(sample_ids: Iterable[str]) -> str:
 
 def _routine1(rows: Sequence[ManifestRow], tests_all: bool) -> Stages:
     """Draw the papers' numbers of images from one category, in the order of `rows`."""
-    has_stages = any(row.source_stage for row in rows)
+    has_stages = _has_stages(rows)
     good = [row for row in rows if row.defect_type == GOOD]
     defective = [row for row in rows if row.defect_type not in (GOOD, None)]
     draws: tuple[tuple[Stage, list[ManifestRow], int], ...] = (
@@ -151,28 +151,28 @@ def _family(defect_type: str) -> str:
     return defect_type.partition("_")[0]
 
 
-def _halves(rows: Sequence[ManifestRow], least_good: int) -> Stages:
+def _halves(rows: Sequence[ManifestRow]) -> Stages:
     """Divide one category: good images to train, each other defect type in halves; groups in the order of `rows`."""
-    has_stages = any(row.source_stage for row in rows)
+    has_stages = _has_stages(rows)
     groups: defaultdict[str, list[ManifestRow]] = defaultdict(list)
     for row in rows:
         groups[row.group].append(row)
     trainable = {r.sample_id for r in rows if r.defect_type == GOOD and (r.source_stage == "train" or not has_stages)}
-    if len(trainable) < least_good:
+    if len(trainable) < _LEAST_TRAIN_GOOD:
         raise DataError(
-            f"category {rows[0].category}: {len(trainable)} good images to train on came, at least {least_good} are "
-            "needed; add good images, or use the protocol routine2 with a method that needs none"
+            f"category {rows[0].category}: {len(trainable)} good images to train on came, at least "
+            f"{_LEAST_TRAIN_GOOD} are needed; add good images"
         )
     has_defective = any(row.defect_type not in (GOOD, None) for row in rows)
     has_unlabelled = any(row.defect_type is None for row in rows)
     takes_all = has_stages or (has_unlabelled and not has_defective)
-    target = len(trainable) if takes_all else len(trainable) // 2
+    target = len(trainable) if takes_all else max(_LEAST_TRAIN_GOOD, len(trainable) // 2)
     stages: Stages = {}
     rest: list[list[ManifestRow]] = []
     # Groups with other images come last and only in need: what is not trained on in them is lost to other stages.
     for group in sorted(groups.values(), key=lambda group: not _ids(group) <= trainable):
         usable = _ids(group) & trainable
-        if usable and len(stages) < (target if usable == _ids(group) else least_good):
+        if usable and len(stages) < (target if usable == _ids(group) else _LEAST_TRAIN_GOOD):
             stages |= dict.fromkeys(usable, "train")
         else:
             rest.append(group)
@@ -201,6 +201,11 @@ def _online_and_test(groups: Iterable[Sequence[ManifestRow]]) -> Stages:
             stages |= dict.fromkeys(_ids(group), "online" if is_online else "test")
         lead += 2 * num_online - num_images
     return stages
+
+
+def _has_stages(rows: Iterable[ManifestRow]) -> bool:
+    """Whether a data set is divided already: of one that ships nothing to judge by, part of the good images judge."""
+    return any(row.source_stage == "test" and row.defect_type is not None for row in rows)
 
 
 def _ids(rows: Iterable[ManifestRow]) -> set[str]:

@@ -67,12 +67,14 @@ def fit_members(
     fold_N: NDArray[np.int64],
     initial: Sequence[State | None],
     announce: Announce,
+    labels: str | None = None,
 ) -> None:
     """Train one ensemble member per fold, calibrate on the good images that each did not see, and save.
 
     `fold_N` says which member does not see a frame; `SEEN_BY_ALL` is none of them.
 
-    Where `initial` has weights they are those of a member that did not see the fold either.
+    Where `initial` has weights they are those of a member that did not see the fold either. The card says which
+    `labels` the frames carry besides good ones.
     """
     config = run.config
     seeds = [int(generator(config.seed, "member", name, fold).integers(2**31)) for fold in range(len(initial))]
@@ -90,6 +92,7 @@ def fit_members(
         card={
             "ssad_ray": __version__,
             "seed": config.seed,
+            "labels": labels,
             "num_good_images": len(rows),
             "num_frames": [int(member.kept_N.sum()) for member in members],
             "data_digest": digest(row.sample_id for row in rows),

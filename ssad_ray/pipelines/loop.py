@@ -2,6 +2,7 @@
 
 round 1   the detector labels the online stage, a segmenter learns from it, the gate decides
 round r   the champion of the round before labels the online stage anew
+at last   so does the last champion: these are the labels to take away
 """
 
 from pathlib import Path
@@ -53,6 +54,8 @@ def run_loop(run: Run, announce: Announce, *, with_yardstick: bool = False) -> P
             decision = run_gate(run, segmenter, announce)
         segmenters.append(segmenter)
         labeller = segmenter if decision.is_promoted else labeller
+    with run.timed(f"label with {labeller}"):
+        label_online(run, labeller, announce)
     if with_yardstick:
         with run.timed(f"train {YARDSTICK}"):
             train_on_truth(run, YARDSTICK, detector, announce)

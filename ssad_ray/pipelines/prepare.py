@@ -1,21 +1,33 @@
 """From a data set to a run's manifest and split."""
 
-from ssad_ray.datasets.catalog import Catalog, Progress, catalog
+from ssad_ray.core.storage import absolute
+from ssad_ray.datasets.catalog import UNKNOWN, Catalog, Progress, catalog
 from ssad_ray.datasets.manifest import ManifestRow, write_manifest
 from ssad_ray.datasets.splits import Protocol, save_split, split
 from ssad_ray.errors import ConfigError, DataError
-from ssad_ray.pipelines.run import Run
+from ssad_ray.pipelines.run import Run, read_json
 
 
-def prepare(run: Run, data_uri: str, protocol: Protocol, progress: Progress | None = None) -> None:
+def prepare(
+    run: Run, data_uri: str | None = None, protocol: Protocol | None = None, progress: Progress | None = None
+) -> None:
     """Catalogue a data set and split it, unless the run has its data already.
 
+    Args:
+        run: Whose data.
+        data_uri: Where images are; not needed by a run that has its data.
+        protocol: How they are shared out; `full` by default.
+        progress: Called with (files looked at, files in all).
+
     Raises:
-        ConfigError: The data set holds several products and none is chosen.
+        ConfigError: The run has other data, or the data set holds several products and none is chosen.
         DataError: No data, or too many unreadable images.
     """
     if run.split_path.exists():
+        _refuse_other_data(run, data_uri, protocol)
         return
+    if data_uri is None:
+        raise DataError(f"{run.path} has no data yet; name it with --data")
     run.path.mkdir(parents=True, exist_ok=True)
     rows = _one_category(catalog(data_uri, run.config.data, progress), run.config.data.category)
     broken = sum(row.error is not None for row in rows)
@@ -26,7 +38,18 @@ def prepare(run: Run, data_uri: str, protocol: Protocol, progress: Progress | No
             "`ssad catalog`), or raise data.max_error_fraction"
         )
     write_manifest(rows, str(run.manifest_path))
-    save_split(split(rows, protocol, run.config.seed), protocol, run.config.seed, str(run.split_path))
+    protocol, seed = protocol or "full", run.config.seed
+    save_split(split(rows, protocol, seed), absolute(data_uri), protocol, seed, str(run.split_path))
+
+
+def _refuse_other_data(run: Run, data_uri: str | None, protocol: Protocol | None) -> None:
+    made_with = read_json(run.split_path)
+    for option, asked in (("data", data_uri and absolute(data_uri)), ("protocol", protocol)):
+        if asked is not None and asked != made_with.get(option):
+            raise ConfigError(
+                f"{run.path} was made with --{option} {made_with.get(option)}, now came {asked}; the images of a run "
+                "stay the same: leave the option out to go on, or name another --out"
+            )
 
 
 def _one_category(found: Catalog, category: str | None) -> list[ManifestRow]:
@@ -36,7 +59,8 @@ def _one_category(found: Catalog, category: str | None) -> list[ManifestRow]:
             f"the data set holds {len(names)} products ({', '.join(names[:10])}); a run is about one: choose it with "
             "--set data.category=NAME"
         )
-    rows = [row for row in found.rows if category in (None, row.category) or row.error is not None]
+    # Of a picture in no product's place nobody knows whose it is: every run names it.
+    rows = [row for row in found.rows if category in (None, row.category) or row.category == UNKNOWN]
     if not any(row.error is None for row in rows):
         raise DataError(f"no usable image of {category or 'any product'}; there are {', '.join(names) or 'none'}")
     return rows

@@ -101,8 +101,8 @@ def _private(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]:
                     )
             except Exception as error:  # Ray raises plain ones, too
                 raise UnavailableError(
-                    f"Ray did not start on this machine: {error}\nIt needs about 1 GiB of memory, space in {temp_dir} "
-                    "and in /dev/shm; set resources.score_workers=0 and resources.train_workers=0 to do without Ray"
+                    f"Ray did not start on this machine: {error}\nIt needs about 1 GiB of memory, and space in "
+                    f"{temp_dir} and in /dev/shm for resources.object_store_bytes={resources.object_store_bytes}"
                 ) from error
             yield
         finally:

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 
 from ssad_ray.config import ComparisonConfig
+from ssad_ray.errors import ConfigError
 from ssad_ray.labels.versions import read_labels
 from ssad_ray.methods.base import Method, State, TrainingFrames
 from ssad_ray.methods.comparison import Comparison
@@ -25,12 +26,21 @@ def train_on_labels(run: Run, name: str, label_version: str, labeller: str, anno
         label_version: What it learns from.
         labeller: Name of the artifact that made the version; its frames and maps are used.
         announce: Where progress is shown.
+
+    Raises:
+        ConfigError: The name belongs to a segmenter that learnt from another label version.
     """
     if run.model_path(name).exists():
+        learnt_from = run.artifact(name).card["labels"]
+        if learnt_from != label_version:
+            raise ConfigError(
+                f"{name} exists and learnt from the labels {learnt_from}; give the segmenter that is to learn from "
+                f"{label_version} another --name"
+            )
         return
     verdicts = {verdict.sample_id: verdict for verdict in read_labels(str(run.labels_path), label_version)}
     make_targets = partial(AutomaticTargets, run.model_path(labeller), verdicts)
-    _train(run, name, labeller, make_targets, announce)
+    _train(run, name, label_version, labeller, make_targets, announce)
 
 
 def train_on_truth(run: Run, name: str, labeller: str, announce: Announce) -> None:
@@ -38,10 +48,11 @@ def train_on_truth(run: Run, name: str, labeller: str, announce: Announce) -> No
     if run.model_path(name).exists():
         return
     truths = {row.sample_id: row.ground_truth for row in run.rows("online")}
-    _train(run, name, labeller, partial(TrueTargets, truths, run.config.data.max_image_bytes), announce)
+    make_targets = partial(TrueTargets, truths, run.config.data.max_image_bytes)
+    _train(run, name, "ground truth", labeller, make_targets, announce)
 
 
-def _train(run: Run, name: str, labeller: str, make_targets: MakeTargets, announce: Announce) -> None:
+def _train(run: Run, name: str, labels: str, labeller: str, make_targets: MakeTargets, announce: Announce) -> None:
     config, pretext = run.config, run.artifact(labeller)
     plan = pretext.plan
     good_rows = run.good_rows()
@@ -51,7 +62,7 @@ def _train(run: Run, name: str, labeller: str, make_targets: MakeTargets, announ
     folds = assign_folds(good_rows, config.calibration.folds, config.seed)
     fold_N = np.array([folds[sample_id] for sample_id in ids] + [SEEN_BY_ALL] * len(labelled.images_NHWC))
     initial = [_weights_to_start_from(member, config.segmenter.unet) for member in pretext.members]
-    fit_members(run, name, SEGMENTER, plan, _joined(good, labelled), fold_N, initial, announce)
+    fit_members(run, name, SEGMENTER, plan, _joined(good, labelled), fold_N, initial, announce, labels)
 
 
 def _weights_to_start_from(pretext: Method, config: ComparisonConfig) -> State | None:

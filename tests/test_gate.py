@@ -1,20 +1,22 @@
 import dataclasses
 
-from ssad_ray.core.metrics.intervals import binomial_interval
 from ssad_ray.pipelines.gate import GateFigures, decide
 
+NUM_GOOD = 40
 
-def figures(alarms: int = 1, num_good: int = 40, found: int = 50, lost_first: bool = False, precision: float = 0.6):
+
+def figures(alarms: int = 1, found: int = 50, lost_first: bool = False, precision: float = 0.6) -> GateFigures:
     is_found = [True] * found + [False] * (64 - found)
     if lost_first:
         is_found.reverse()
-    bound = binomial_interval(alarms, num_good, 0.95)[1]
-    return GateFigures(num_good, alarms, bound, tuple(is_found), (precision,) * 64)
+    is_alarm = [True] * alarms + [False] * (NUM_GOOD - alarms)
+    return GateFigures(tuple(is_alarm), tuple(is_found), (precision,) * 64)
 
 
 def test_a_challenger_with_better_maps_is_promoted_and_the_reason_says_so():
     decision = decide(figures(), figures(precision=0.7), 0.95)
     assert decision.is_promoted
+    assert decision.reason.startswith("promoted, better in precision")
     assert "precision 0.700 (0.600)" in decision.reason
 
 
@@ -28,23 +30,33 @@ def test_a_lead_that_is_no_more_than_chance_is_refused():
     champion = figures()
     precisions = tuple(0.6 + (0.02 if index < 33 else -0.02) for index in range(64))
     assert not decide(champion, dataclasses.replace(champion, precisions=precisions), 0.95).is_promoted
+    assert not decide(figures(alarms=3), figures(alarms=2), 0.95).is_promoted
+    assert not decide(figures(found=40), figures(found=43), 0.95).is_promoted
 
 
 def test_more_false_alarms_than_chance_explains_are_refused_whatever_the_maps():
-    decision = decide(figures(alarms=1), figures(alarms=20, precision=0.9), 0.95)
+    decision = decide(figures(alarms=1), figures(alarms=7, precision=0.9), 0.95)
     assert not decision.is_promoted
-    assert "20 false alarms on 40 good images, the champion has 1" in decision.reason
+    assert "worse in false alarms" in decision.reason
+    assert "false alarms 7 (1) of 40" in decision.reason
 
 
 def test_losing_plants_that_the_champion_finds_is_refused():
     decision = decide(figures(found=60), figures(found=40, precision=0.9), 0.95)
     assert not decision.is_promoted
-    assert "misses 20 planted defects" in decision.reason
+    assert "worse in planted defects found" in decision.reason
+
+
+def test_worse_maps_are_refused_whatever_else_is_better():
+    decision = decide(figures(alarms=9), figures(alarms=0, precision=0.5), 0.95)
+    assert not decision.is_promoted
+    assert "worse in precision" in decision.reason
 
 
 def test_losing_as_many_plants_as_are_gained_is_no_reason_to_refuse():
     assert decide(figures(found=40), figures(found=40, lost_first=True, precision=0.7), 0.95).is_promoted
 
 
-def test_fewer_false_alarms_are_better():
-    assert decide(figures(alarms=5), figures(alarms=2), 0.95).is_promoted
+def test_more_plants_found_or_fewer_false_alarms_than_chance_explains_are_better():
+    assert decide(figures(found=40), figures(found=60), 0.95).is_promoted
+    assert decide(figures(alarms=9), figures(alarms=2), 0.95).is_promoted

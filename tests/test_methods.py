@@ -99,7 +99,7 @@ def test_an_artifact_reloads_to_the_same_scores(method, request, tmp_path):
     loaded = load_artifact(tmp_path / "artifact")
     score, anomaly_map = artifact.score(image)
     assert anomaly_map.shape == image.shape[:2]
-    for again in (loaded.score(image), loaded.score(image, members=[1])):
+    for again in (loaded.score(image), loaded.score(image, fold=1)):
         np.testing.assert_allclose(again[0], score, rtol=1e-5)
         np.testing.assert_allclose(again[1], anomaly_map, rtol=1e-4, atol=1e-4)
     assert loaded.plan == plan

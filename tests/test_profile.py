@@ -9,7 +9,7 @@ from ssad_ray.config import RunConfig
 from ssad_ray.core.calibration import calibrate
 from ssad_ray.core.framing import FramePlan
 from ssad_ray.core.images import encode_png
-from ssad_ray.core.profile import NormalProfile, held_out_scores
+from ssad_ray.core.profile import NormalProfile, cross_fitted
 from ssad_ray.core.records import Sample
 from ssad_ray.methods.artifact import Artifact, load_artifact, save_artifact
 from ssad_ray.methods.judging import judge
@@ -35,27 +35,36 @@ def test_a_faint_spot_on_quiet_ground_outranks_a_bright_edge() -> None:
     assert np.unravel_index(profile.excess(faint)[0].argmax(), (HEIGHT, WIDTH)) == (4, 3)
 
 
+def held_out_scores(maps: np.ndarray, fold_N: np.ndarray) -> np.ndarray:
+    profiles = cross_fitted(maps, fold_N, 1 + fold_N.max())
+    return np.array([profiles[fold].excess(each).max() for each, fold in zip(maps, fold_N, strict=True)])
+
+
 @pytest.mark.parametrize("num", [3, 10, 40])
-def test_held_out_scores_are_those_of_a_profile_learnt_from_the_others(num: int) -> None:
-    maps = good_maps(num)
+def test_a_fold_is_judged_by_what_is_outside_it_and_the_spread_common_to_all(num: int) -> None:
+    maps, fold_N = good_maps(num), np.arange(num) % 3
     common = maps.var(axis=0, ddof=1, dtype=np.float64).mean()
-    for index, score in enumerate(held_out_scores(maps)):
-        others = np.delete(maps, index, axis=0).astype(np.float64)
-        spread = np.sqrt(((num - 1) * others.var(axis=0) + 10 * common) / (num - 1 + 10))
-        assert score == pytest.approx(((maps[index] - others.mean(axis=0)) / spread).max(), rel=1e-4)
+    profiles = cross_fitted(maps, fold_N, 3)
+    for fold in range(3):
+        outside = maps[fold_N != fold].astype(np.float64)
+        spread = np.sqrt((len(outside) * outside.var(axis=0) + 10 * common) / (len(outside) + 10))
+        assert profiles[fold].mean_HW == pytest.approx(outside.mean(axis=0), rel=1e-4)
+        assert profiles[fold].spread_HW == pytest.approx(spread, rel=1e-4)
+    assert np.array_equal(profiles[3].mean_HW, NormalProfile.of(maps).mean_HW)
 
 
-def test_held_out_scores_predict_those_of_unseen_good_images() -> None:
-    profile = NormalProfile.of(good_maps(20))
-    unseen = profile.excess(good_maps(300, seed=9)).max(axis=(1, 2))
-    promised = np.median(held_out_scores(good_maps(20)))
+@pytest.mark.parametrize("copies", [1, 3])
+def test_held_out_scores_predict_those_of_unseen_good_images_even_where_they_come_in_near_copies(copies: int) -> None:
+    maps = np.repeat(good_maps(20), copies, axis=0)
+    unseen = NormalProfile.of(maps).excess(good_maps(300, seed=9)).max(axis=(1, 2))
+    promised = np.median(held_out_scores(maps, np.arange(20).repeat(copies) % 3))
     assert abs(np.mean(unseen > promised) - 0.5) < 0.2
 
 
-@pytest.mark.parametrize("maps", [np.zeros((4, 3, 5), np.float32), good_maps(1)])
+@pytest.mark.parametrize("maps", [np.zeros((4, 3, 5), np.float32), good_maps(2)])
 def test_maps_that_do_not_vary_give_finite_scores(maps: np.ndarray) -> None:
-    assert np.isfinite(held_out_scores(maps)).all()
-    assert (NormalProfile.of(maps).spread_HW > 0).all()
+    assert np.isfinite(held_out_scores(maps, np.arange(len(maps)) % 2)).all()
+    assert (NormalProfile.of(maps[:1]).spread_HW > 0).all()
 
 
 class Brightness:
@@ -73,9 +82,9 @@ def test_the_place_that_makes_an_image_anomalous_is_outlined() -> None:
     rng = np.random.default_rng(0)
     good = rng.integers(10, 14, (30, 32, 48)).astype(np.float32)
     good[:, :, 20:28] = rng.integers(150, 200, (30, 32, 8))
-    calibration = calibrate(held_out_scores(good), list(good), 0.1, 1e-3, 1e-2)
+    calibration = calibrate(held_out_scores(good, np.arange(30) % 3), list(good), 0.1, 1e-3, 1e-2)
     plan, profile = FramePlan("resize", 32, 48), NormalProfile.of(good)
-    artifact = Artifact("b-1", "b", plan, (Brightness(),), calibration, RunConfig(), {}, profile)  # type: ignore[arg-type]
+    artifact = Artifact("b-1", "b", plan, (Brightness(),), calibration, RunConfig(), {}, (profile,))  # type: ignore[arg-type]
     image = good[0].copy()
     image[5:9, 3:9] = 60  # far below the edge, far above its own place
     assert calibration.pixel_threshold_low > 60
@@ -85,19 +94,20 @@ def test_the_place_that_makes_an_image_anomalous_is_outlined() -> None:
     assert verdict.is_anomalous
     (region,) = verdict.regions
     assert region.box == (3, 5, 9, 9)
-    without, _ = judge(replace(artifact, profile=None), sample, data, RunConfig().data, datetime.now(UTC))
+    without, _ = judge(replace(artifact, profiles=()), sample, data, RunConfig().data, datetime.now(UTC))
     assert without.anomaly_score == image.max()
 
 
 def test_an_artifact_keeps_its_profile(tmp_path) -> None:
     config = RunConfig()
-    plan, profile = FramePlan("resize", HEIGHT, WIDTH), NormalProfile.of(good_maps(5))
+    plan, profiles = FramePlan("resize", HEIGHT, WIDTH), cross_fitted(good_maps(5), np.array([0, 0, 0, 1, 1]), 2)
     method = PixelReference.from_config(config)
     method.median_HWC = np.zeros((HEIGHT, WIDTH, 3), np.float32)
     method.spread_HWC = np.ones((HEIGHT, WIDTH, 3), np.float32)
-    artifact = Artifact("pixel_reference-1", "pixel_reference", plan, (method,), None, config, {}, profile)
+    artifact = Artifact("pixel_reference-1", "pixel_reference", plan, (method, method), None, config, {}, profiles)
     save_artifact(artifact, tmp_path / "artifact")
     loaded = load_artifact(tmp_path / "artifact")
     image = np.random.default_rng(0).integers(0, 9, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    assert loaded.profile is not None
-    assert loaded.score(image)[0] == artifact.score(image)[0] != replace(artifact, profile=None).score(image)[0]
+    assert loaded.score(image)[0] == artifact.score(image)[0] != replace(artifact, profiles=()).score(image)[0]
+    assert len({loaded.score(image, fold)[0] for fold in (None, 0, 1)}) == 3
+    assert loaded.score(image, fold=1)[0] == artifact.score(image, fold=1)[0]

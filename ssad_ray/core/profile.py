@@ -32,45 +32,36 @@ class NormalProfile:
     spread_HW: Maps
 
     @classmethod
-    def of(cls, maps_NHW: Maps) -> Self:
-        """Learn from maps of good frames, each made by a model that never saw the frame."""
-        total, squares = _sums(maps_NHW)
-        return cls(*_mean_and_spread(total, squares, len(maps_NHW), _common_variance(total, squares, len(maps_NHW))))
+    def of(cls, maps_NHW: Maps, common_variance: float | None = None) -> Self:
+        """Learn from maps of good frames, each made by a model that never saw the frame.
+
+        Args:
+            maps_NHW: float32, raw map values; at least one.
+            common_variance: Mean over all places of the maps' variance; that of these maps by default.
+        """
+        num = len(maps_NHW)
+        common = _common_variance(maps_NHW) if common_variance is None else common_variance
+        variance = (num * maps_NHW.var(axis=0, dtype=np.float64) + _PRIOR_FRAMES * common) / (num + _PRIOR_FRAMES)
+        mean = maps_NHW.mean(axis=0, dtype=np.float64)
+        return cls(mean.astype(np.float32), np.sqrt(variance).astype(np.float32))
 
     def excess(self, maps_BHW: Maps) -> Maps:
         """Return how many spreads maps (B, H, W) lie above the mean, at every place."""
         return (maps_BHW - self.mean_HW) / self.spread_HW
 
 
-def held_out_scores(maps_NHW: Maps) -> list[float]:
-    """Return each good frame's largest excess over the profile of all others, as an unseen good frame would have."""
-    num = len(maps_NHW)
-    if num < 2:
-        return [0.0] * num
-    total, squares = _sums(maps_NHW)
-    common = _common_variance(total, squares, num)
-    scores = []
-    for each in maps_NHW:
-        others = total - each, squares - np.square(each, dtype=np.float64)
-        profile = NormalProfile(*_mean_and_spread(*others, num - 1, common))
-        scores.append(float(profile.excess(each).max()))
-    return scores
+def cross_fitted(maps_NHW: Maps, fold_N: NDArray[np.int64], num_folds: int) -> tuple[NormalProfile, ...]:
+    """Return per fold the profile of the frames outside it, and at last that of all frames.
+
+    Frames of a fold are judged by a profile that no frame of it, nor its near duplicates, had a part in.
+    """
+    common = _common_variance(maps_NHW)
+    outside = (NormalProfile.of(maps_NHW[fold_N != fold], common) for fold in range(num_folds))
+    return (*outside, NormalProfile.of(maps_NHW, common))
 
 
-def _sums(maps_NHW: Maps) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    return maps_NHW.sum(axis=0, dtype=np.float64), np.square(maps_NHW, dtype=np.float64).sum(axis=0)
-
-
-def _common_variance(total: NDArray[np.float64], squares: NDArray[np.float64], num: int) -> float:
+def _common_variance(maps_NHW: Maps) -> float:
     """Return the mean over all places of the maps' variance; of maps that do not vary, what is still above zero."""
-    variance = float((squares - total**2 / num).mean()) / max(1, num - 1)
+    num = len(maps_NHW)
+    variance = float(maps_NHW.var(axis=0, dtype=np.float64).mean()) * num / max(1, num - 1)
     return max(variance, float(np.finfo(np.float32).tiny))
-
-
-def _mean_and_spread(
-    total: NDArray[np.float64], squares: NDArray[np.float64], num: int, common: float
-) -> tuple[Maps, Maps]:
-    mean = total / num
-    own = np.maximum(squares - total * mean, 0.0)
-    spread = np.sqrt((own + _PRIOR_FRAMES * common) / (num + _PRIOR_FRAMES))
-    return mean.astype(np.float32), spread.astype(np.float32)

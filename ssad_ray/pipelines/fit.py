@@ -1,5 +1,6 @@
 """Pretext task: good images -> a calibrated detector, cross-fitted."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from ssad_ray.config import RunConfig
 from ssad_ray.core.calibration import calibrate
 from ssad_ray.core.framing import FramePlan, to_frames, to_map
 from ssad_ray.core.images import decode
-from ssad_ray.core.profile import NormalProfile, held_out_scores
+from ssad_ray.core.profile import cross_fitted
 from ssad_ray.core.records import Sample
 from ssad_ray.core.rng import generator
 from ssad_ray.datasets.manifest import ManifestRow
@@ -98,10 +99,20 @@ def fit_members(
             "data_digest": digest(row.sample_id for row in rows),
         },
     )
-    draft_path = work / "uncalibrated"
-    if not draft_path.exists():
-        save_artifact(artifact, draft_path)
-    save_artifact(calibrated(draft_path, rows, config, announce(f"{name}: calibrate")), run.model_path(name))
+    publish(run, name, artifact, announce)
+
+
+def publish(run: Run, name: str, artifact: Artifact, announce: Announce) -> None:
+    """Calibrate an artifact on the run's good images and put it among the models; its checkpoints are not needed more.
+
+    Workers find it in a draft on disk, which is always written anew: an old one may be of other weights.
+    """
+    draft_path = run.work_path(name) / "uncalibrated"
+    shutil.rmtree(draft_path, ignore_errors=True)
+    save_artifact(artifact, draft_path)
+    finished = calibrated(draft_path, run.good_rows(), run.config, announce(f"{name}: calibrate"))
+    save_artifact(finished, run.model_path(name))
+    shutil.rmtree(run.work_path(name), ignore_errors=True)
 
 
 def _initial_states(config: RunConfig) -> list[State | None]:
@@ -126,8 +137,10 @@ def calibrated(draft_path: Path, rows: Sequence[ManifestRow], config: RunConfig,
     maps = [np.frombuffer(row["maps"], np.float32).reshape(shape) for row in results]
     scores = [row["score"] for row in results]
     if plan.mode == "resize":
-        of_frames = np.concatenate(maps)
-        artifact, scores = replace(artifact, profile=NormalProfile.of(of_frames)), held_out_scores(of_frames)
+        fold_N = np.array([folds[row["sample_id"]] for row in results])
+        profiles = cross_fitted(np.concatenate(maps), fold_N, config.calibration.folds)
+        artifact = replace(artifact, profiles=profiles)
+        scores = [float(profiles[fold].excess(each).max()) for each, fold in zip(maps, fold_N, strict=True)]
     in_image = (to_map(each, plan, row["height"], row["width"]) for each, row in zip(maps, results, strict=True))
     options = config.calibration
     calibration = calibrate(scores, in_image, options.false_alarm_level, options.pixel_fpr_high, options.pixel_fpr_low)
@@ -146,7 +159,7 @@ class HeldOutScorer:
         """Return the score and the maps of one image's frames."""
         image = decode(data, self.config.data.max_image_px)
         frames = to_frames(image, self.artifact.plan)
-        scores, maps = self.artifact.score_frames(frames, members=[self.folds[sample.sample_id]])
+        scores, maps = self.artifact.score_frames(frames, self.folds[sample.sample_id])
         height, width = image.shape[:2]
         return {"score": float(scores.max()), "height": height, "width": width, "maps": maps.tobytes()}
 

@@ -40,18 +40,19 @@ class GateFigures:
     """What a model does on good images, as they are and with planted defects.
 
     Attributes:
-        num_good: Good images judged as they are.
-        false_alarms: How many of them were judged anomalous, with a threshold from the other folds.
-        false_alarm_bound: Upper bound of the false-alarm rate, exact binomial.
+        is_alarm: Per good image, whether it was judged anomalous, with a threshold from the other folds.
         is_found: Per plant, whether its image was judged anomalous.
         precisions: Per plant, pixel-level average precision of the map against the plant.
     """
 
-    num_good: int
-    false_alarms: int
-    false_alarm_bound: float
+    is_alarm: tuple[bool, ...]
     is_found: tuple[bool, ...]
     precisions: tuple[float, ...]
+
+    @property
+    def false_alarms(self) -> int:
+        """Number of good images that were judged anomalous."""
+        return sum(self.is_alarm)
 
     @property
     def recall(self) -> float:
@@ -78,15 +79,18 @@ def run_gate(run: Run, challenger: str, announce: Announce) -> Decision:
     if path.exists():
         stored = read_json(path)["decision"]
         decision = Decision(stored["is_promoted"], stored["reason"])
-        champion = read_json(path)["champion"]["name"]
     else:
         champion = run.champion
         old, new = (
             measure(run.model_path(name), run.good_rows(), run.config, announce(f"{name}: gate"))
             for name in (champion, challenger)
         )
-        decision = decide(old, new, run.config.gate.confidence)
-        figures = {"champion": _described(champion, old), "challenger": _described(challenger, new)}
+        confidence = run.config.gate.confidence
+        decision = decide(old, new, confidence)
+        figures = {
+            "champion": _described(champion, old, confidence),
+            "challenger": _described(challenger, new, confidence),
+        }
         write_json(path, {"decision": asdict(decision), **figures})
     if decision.is_promoted:
         run.promote(challenger)
@@ -94,37 +98,37 @@ def run_gate(run: Run, challenger: str, announce: Announce) -> Decision:
 
 
 def decide(champion: GateFigures, challenger: GateFigures, confidence: float) -> Decision:
-    """Promote a challenger that is better somewhere and worse nowhere.
+    """Promote a challenger that is significantly better somewhere and significantly worse nowhere.
 
-    Worse: its false alarms are more than chance explains at the champion's rate bound, or it misses plants that the
-    champion finds more often than the other way round (exact McNemar test). Better: its maps have significantly higher
-    precision on the plants (Wilcoxon's signed ranks), or it finds significantly more of them, or it raises fewer false
-    alarms.
+    Compared are, image by image, the false alarms and, plant by plant, which are found (exact McNemar tests) and the
+    precision of the maps (Wilcoxon's signed ranks).
     """
-    alarm_floor, _ = binomial_interval(challenger.false_alarms, challenger.num_good, confidence)
-    if alarm_floor > champion.false_alarm_bound:
-        return Decision(
-            False,
-            f"refused: {challenger.false_alarms} false alarms on {challenger.num_good} good images, the champion has "
-            f"{champion.false_alarms}",
-        )
-    pairs = list(zip(champion.is_found, challenger.is_found, strict=True))
-    lost, gained = pairs.count((True, False)), pairs.count((False, True))
-    if lost > gained and stats.binomtest(lost, lost + gained, alternative="greater").pvalue < 1.0 - confidence:
-        return Decision(
-            False, f"refused: misses {lost} planted defects that the champion finds, finds {gained} it misses"
-        )
-    facts = (
-        f"planted defects found {challenger.recall:.3f} (champion {champion.recall:.3f}), their precision "
+    leads = {
+        "false alarms": (_sign_test, np.subtract(champion.is_alarm, challenger.is_alarm, dtype=float)),
+        "planted defects found": (_sign_test, np.subtract(challenger.is_found, champion.is_found, dtype=float)),
+        "precision on them": (_signed_ranks, np.subtract(challenger.precisions, champion.precisions)),
+    }
+    worse = [name for name, (p_value, lead) in leads.items() if p_value(-lead) < 1.0 - confidence]
+    better = [name for name, (p_value, lead) in leads.items() if p_value(lead) < 1.0 - confidence]
+    outcome = f"refused, worse in {', '.join(worse)}" if worse else "refused, no better"
+    if better and not worse:
+        outcome = f"promoted, better in {', '.join(better)}"
+    return Decision(
+        bool(better and not worse),
+        f"{outcome}: planted defects found {challenger.recall:.3f} (champion {champion.recall:.3f}), their precision "
         f"{challenger.precision:.3f} ({champion.precision:.3f}), false alarms {challenger.false_alarms} "
-        f"({champion.false_alarms}) of {challenger.num_good}"
+        f"({champion.false_alarms}) of {len(challenger.is_alarm)}",
     )
-    gains = gained > lost and stats.binomtest(gained, lost + gained, alternative="greater").pvalue < 1.0 - confidence
-    leads = [new - old for old, new in zip(champion.precisions, challenger.precisions, strict=True)]
-    is_sharper = any(leads) and stats.wilcoxon(leads, alternative="greater").pvalue < 1.0 - confidence
-    if is_sharper or gains or challenger.false_alarms < champion.false_alarms:
-        return Decision(True, f"promoted: {facts}")
-    return Decision(False, f"refused, no better: {facts}")
+
+
+def _sign_test(lead: NDArray[np.float64]) -> float:
+    """Return the p-value of as many wins among what differs; the exact McNemar test of two paired yes-or-no answers."""
+    wins, differing = int((lead > 0).sum()), int((lead != 0).sum())
+    return float(stats.binomtest(wins, differing, alternative="greater").pvalue) if differing else 1.0
+
+
+def _signed_ranks(lead: NDArray[np.float64]) -> float:
+    return float(stats.wilcoxon(lead, alternative="greater").pvalue) if lead.any() else 1.0
 
 
 def measure(
@@ -137,11 +141,9 @@ def measure(
     scores = np.array([row["score"] for row in results])
     fold = np.array([folds[row["sample_id"]] for row in results])
     thresholds = _thresholds(scores, fold, config.calibration.false_alarm_level)
-    alarms = int(np.count_nonzero(scores > thresholds))
     found = [score > at for row, at in zip(results, thresholds, strict=True) for score in row["planted_scores"]]
-    _, bound = binomial_interval(alarms, len(results), config.gate.confidence)
     precisions = [precision for row in results for precision in row["planted_precisions"]]
-    return GateFigures(len(results), alarms, bound, tuple(bool(each) for each in found), tuple(precisions))
+    return GateFigures(tuple((scores > thresholds).tolist()), tuple(bool(each) for each in found), tuple(precisions))
 
 
 class PlantedJudge:
@@ -155,10 +157,10 @@ class PlantedJudge:
         """Return the clean score, and score and precision of every plant."""
         image = decode(data, self.config.data.max_image_px)
         fold = self.folds[sample.sample_id]
-        score, _ = self.artifact.score(image, members=[fold])
+        score, _ = self.artifact.score(image, fold)
         frames = to_frames(image, self.artifact.plan)
         plants = [self._plant(frames, sample.sample_id, index) for index in range(self.num_plants)]
-        scores, maps = self.artifact.score_frames(np.stack([frame for frame, _ in plants]), members=[fold])
+        scores, maps = self.artifact.score_frames(np.stack([frame for frame, _ in plants]), fold)
         rankings = [rank_scores(m.ravel(), mask.ravel()) for m, (_, mask) in zip(maps, plants, strict=True)]
         return {
             "score": score,
@@ -180,12 +182,13 @@ def _thresholds(scores: NDArray[np.float64], fold: NDArray[np.int64], level: flo
     return np.array([of_fold[each] for each in fold])
 
 
-def _described(name: str, figures: GateFigures) -> dict[str, object]:
+def _described(name: str, figures: GateFigures, confidence: float) -> dict[str, object]:
+    num_good = len(figures.is_alarm)
     return {
         "name": name,
-        "num_good": figures.num_good,
+        "num_good": num_good,
         "false_alarms": figures.false_alarms,
-        "false_alarm_bound": figures.false_alarm_bound,
+        "false_alarm_bound": binomial_interval(figures.false_alarms, num_good, confidence)[1],
         "num_planted": len(figures.is_found),
         "planted_recall": figures.recall,
         "planted_precision": figures.precision,

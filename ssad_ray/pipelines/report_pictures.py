@@ -141,7 +141,7 @@ class HeldOutIllustrator:
     def __call__(self, sample: Sample, data: bytes) -> Row:
         """Return picture and map as JPEG."""
         image = decode(data, self.config.data.max_image_px)
-        _, anomaly_map = self.artifact.score(image, members=[self.folds[sample.sample_id]])
+        _, anomaly_map = self.artifact.score(image, self.folds[sample.sample_id])
         return _thumbnails(image, anomaly_map, self.artifact)
 
 

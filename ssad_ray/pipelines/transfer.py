@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ssad_ray.errors import ArtifactError
-from ssad_ray.methods.artifact import load_artifact, save_artifact
-from ssad_ray.pipelines.fit import calibrated, fit
+from ssad_ray.methods.artifact import load_artifact
+from ssad_ray.pipelines.fit import fit, publish
 from ssad_ray.pipelines.run import Announce, Run
 
 ZERO_SHOT = "zero-shot"
@@ -40,8 +40,4 @@ def _adopt(run: Run, name: str, source_path: Path, announce: Announce) -> None:
         raise ArtifactError(
             f"--init-from {source_path} has {len(source.members)} members; set calibration.folds={len(source.members)}"
         )
-    draft_path = run.work_path(name)
-    if not draft_path.exists():
-        save_artifact(replace(source, name=name, calibration=None, profile=None), draft_path)
-    progress = announce(f"{name}: calibrate")
-    save_artifact(calibrated(draft_path, run.good_rows(), run.config, progress), run.model_path(name))
+    publish(run, name, replace(source, name=name, calibration=None, profiles=()), announce)

@@ -81,3 +81,18 @@ def test_training_tiles_touch_the_edges_about_as_often_as_scored_ones(length):
     scored = to_frames(np.zeros((length, 64, 3), np.uint8), TILES)
     assert 0.5 / len(scored) <= np.mean(starts == 0) <= 2.0 / len(scored)
     assert abs(np.mean(starts == 0) - np.mean(starts == length - 64)) < 0.05
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_tile_that_is_to_show_a_defect_does_and_anywhere_inside(scale):
+    plan = FramePlan("tile", 64, 64, scale)
+    image = np.zeros((900, 1200), np.float32)
+    image[880:890, 400:410] = 1.0
+    rng = generator(0, "showing")
+    cuts = [random_frame([image], plan, rng, image > 0)[0] for _ in range(300)]
+    assert all(cut.max() > 0.2 for cut in cuts)
+    columns = np.array([np.nonzero(cut)[1].mean() for cut in cuts])
+    assert columns.min() < 8
+    assert columns.max() > 55
+    nothing = random_frame([image], plan, rng, np.zeros_like(image, bool))[0]
+    assert nothing.shape == (64, 64)

@@ -88,17 +88,33 @@ def to_map(maps_BHW: NDArray[np.float32], plan: FramePlan, height: int, width: i
     return _enlarge(total[:scaled_height, :scaled_width], height, width)
 
 
-def random_frame(planes: Sequence[NDArray[Any]], plan: FramePlan, rng: np.random.Generator) -> list[NDArray[Any]]:
+def random_frame(
+    planes: Sequence[NDArray[Any]],
+    plan: FramePlan,
+    rng: np.random.Generator,
+    showing: NDArray[np.bool_] | None = None,
+) -> list[NDArray[Any]]:
     """Cut the same training frame out of planes of one size (an image, its target, its weights).
 
     A target or weight plane is resized like the image; uint8 and float32 planes are accepted. Tiles lie at the image's
     edges about as often as those of `to_frames` do, or edges would be foreign to whoever learns from them.
+
+    Args:
+        planes: (H, W) or (H, W, C), all of one size.
+        plan: How images become frames.
+        rng: Where tiles lie.
+        showing: (H, W); a tile shows one of these pixels, each as likely as the other. Anything where there is none.
     """
     if plan.mode == "resize":
         return [_resize(plane, plan.height, plan.width) for plane in planes]
     scaled = [_pad(_scaled(plane, plan.scale), plan) for plane in planes]
     y = _random_start(scaled[0].shape[0], plan.height, rng)
     x = _random_start(scaled[0].shape[1], plan.width, rng)
+    if showing is not None and showing.any():
+        pixels = np.argwhere(showing)
+        pixel = pixels[int(rng.integers(len(pixels)))] * plan.scale
+        y = _start_that_shows(pixel[0], scaled[0].shape[0], plan.height, rng)
+        x = _start_that_shows(pixel[1], scaled[0].shape[1], plan.width, rng)
     return [plane[y : y + plan.height, x : x + plan.width] for plane in scaled]
 
 
@@ -149,6 +165,11 @@ def _starts(length: int, tile: int, overlap: float) -> list[int]:
 def _random_start(length: int, tile: int, rng: np.random.Generator) -> int:
     """Draw the start of a tile that may reach half its side over either end, and push it back inside."""
     return int(np.clip(rng.integers(-(tile // 2), length - tile // 2), 0, length - tile))
+
+
+def _start_that_shows(position: float, length: int, tile: int, rng: np.random.Generator) -> int:
+    """Draw the start of a tile that has a position anywhere inside it."""
+    return int(np.clip(int(position) - rng.integers(tile), 0, length - tile))
 
 
 def _window(plan: FramePlan) -> NDArray[np.float32]:

@@ -93,7 +93,9 @@ class FrameCutter:
         planes: list[NDArray[Any]] = [image, *self.targets(sample, image)]
         count = 1 if self.plan.mode == "resize" else self.config.input.frames_per_image
         rng = generator(self.config.seed, "frames", sample.sample_id)
-        frames = [random_frame(planes, self.plan, rng) for _ in range(count)]
+        # Of a large image a few tiles anywhere would hardly ever show a defect: every other one is cut to show one.
+        defective = planes[1] > 0
+        frames = [random_frame(planes, self.plan, rng, defective if index % 2 else None) for index in range(count)]
         cuts = zip(SCHEMA.names, zip(*frames, strict=True), strict=True)
         return {name: np.stack(cut).tobytes() for name, cut in cuts}
 

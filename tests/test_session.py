@@ -5,14 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 from ray.exceptions import RayTaskError
 from ray.train import WorkerGroupError
 
-from ssad_ray.config import ResourcesConfig
+from ssad_ray.config import ResourcesConfig, validate_config
 from ssad_ray.errors import ArtifactError, UnavailableError
+from ssad_ray.methods.base import TrainingFrames
+from ssad_ray.methods.pixel_reference import PixelReference
 from ssad_ray.pipelines.session import _own_folder, our_errors, session, unwrap
+from ssad_ray.pipelines.training import Member, train_members
 
 RESOURCES = ResourcesConfig(object_store_bytes=128 << 20)
 
@@ -91,6 +95,20 @@ def test_ray_that_is_stopped_is_said_to_have_failed(tmp_path):
     )
     told = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=True).stdout
     assert re.search(r"Ray failed while it worked: [\s\S]*the same command again", told), told
+
+
+def test_training_that_no_node_has_cpus_for_is_refused_instead_of_waiting(tmp_path):
+    config = validate_config({"resources": {"threads_per_worker": 64}})
+    frames = TrainingFrames.of_good(np.zeros((2, 16, 16, 3), np.uint8))
+    with session(RESOURCES), pytest.raises(UnavailableError, match=r"1 workers of 64 logical CPUs each.*room for 0"):
+        train_members(PixelReference, config, frames, [Member(np.ones(2, bool), seed=0)], tmp_path)
+
+
+def test_a_session_without_gpus_hides_them_and_gives_them_back(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with session(RESOURCES.model_copy(update={"use_gpu": False})):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 def test_importing_the_pipelines_starts_nothing_and_changes_no_environment():

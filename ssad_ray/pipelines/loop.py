@@ -7,6 +7,7 @@ at last   so does the last champion: these are the labels to take away
 
 from pathlib import Path
 
+from ssad_ray.errors import DataError
 from ssad_ray.pipelines.evaluate import evaluate_on_test
 from ssad_ray.pipelines.fit import fit
 from ssad_ray.pipelines.gate import run_gate
@@ -30,7 +31,15 @@ def run_loop(run: Run, announce: Announce, *, with_yardstick: bool = False) -> P
 
     Returns:
         Where report.html is.
+
+    Raises:
+        DataError: The online stage has no image that can be used.
     """
+    if all(row.error for row in run.rows("online")):
+        raise DataError(
+            f"{run.path} has no image to label: all that can be used are in the stages train and test; add images of "
+            "the stream, unlabelled or not"
+        )
     detector = f"{run.config.detector.name}-1"
     with run.timed(f"fit {FLOOR}"):
         fit(run, FLOOR, FLOOR, announce)

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -45,8 +45,16 @@ def session(resources: ResourcesConfig, address: str | None = None, *, dashboard
     if ray.is_initialized():
         yield
         return
-    with _quiet(), _private(resources, dashboard) if address is None else _joined(address):
+    # What runs in this process is kept off the GPUs here; workers are told by their runtime environment.
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if resources.use_gpu is False else {}
+    with _variables(hidden), _quiet(), _private(resources, dashboard) if address is None else _joined(address):
         yield
+
+
+def room_for(threads: int) -> int:
+    """Return how many workers of so many threads the nodes of the running Ray have CPUs for, all other work aside."""
+    nodes = (node for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
+    return sum(int(node["Resources"].get("CPU", 0)) // threads for node in nodes)
 
 
 def unwrap(error: BaseException) -> InspectionError | None:
@@ -84,7 +92,7 @@ def our_errors() -> Iterator[None]:
 
 @contextmanager
 def _private(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]:
-    asked = max(resources.train_workers, resources.score_workers or 0) * resources.threads_per_worker
+    asked = max(resources.train_workers, resources.score_workers or 0, 1) * resources.threads_per_worker
     num_cpus = max(int(get_num_cpus(override_docker_cpu_warning=True)), asked, 2) + SPARE_CPUS
     with _own_folder() as temp_dir, _environment():
         try:
@@ -160,16 +168,25 @@ def _environment() -> Iterator[None]:
         "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
         "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     }
-    before = {name: os.environ.get(name) for name in variables}
     constants = ray_constants.ENABLE_RAY_CLUSTER, ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
-    os.environ.update(variables)
     # With a token at hand Ray writes none into the home folder. It keeps the first one for the life of the process.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray_constants.ENABLE_RAY_CLUSTER = ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
     try:
-        yield
+        with _variables(variables):
+            yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER, ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = constants
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the body."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
         for name, value in before.items():
             if value is None:
                 del os.environ[name]

@@ -23,7 +23,8 @@ from ssad_ray.core.storage import read_bytes
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.errors import DataError, InspectionError, UnavailableError
 from ssad_ray.methods.devices import make_repeatable
-from ssad_ray.pipelines.session import SPARE_CPUS, our_errors, session
+from ssad_ray.pipelines.member import worker_environment
+from ssad_ray.pipelines.session import SPARE_CPUS, our_errors, room_for, session
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
@@ -121,10 +122,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The actors that a cluster has room for: how many, and the GPUs of each."""
+    """The actors that a cluster has room for: how many, the GPUs of each, and its runtime environment."""
 
     size: int
     num_gpus: int
+    runtime_env: Mapping[str, Any]
 
     def images_per_task(self, num_images: int) -> int:
         """Return a number large enough to hide a task's cost, small enough to share work and to show progress."""
@@ -142,14 +144,16 @@ def fit_pool(resources: ResourcesConfig) -> Pool:
     num_gpus = 0 if resources.use_gpu is False else int(total.get("GPU", 0))
     if resources.use_gpu and not num_gpus:
         raise UnavailableError("resources.use_gpu is true and the cluster has no GPU; set it to null or false")
-    room = (num_cpus - SPARE_CPUS) // threads
+    room = min(room_for(threads), (num_cpus - SPARE_CPUS) // threads)
     if room < 1:
         raise UnavailableError(
-            f"the cluster has {num_cpus} logical CPUs; scoring needs {threads} (resources.threads_per_worker) and "
-            f"{SPARE_CPUS} for Ray Data's own tasks. Start nodes with more, for example ray start --num-cpus=4"
+            f"the cluster has {num_cpus} logical CPUs; scoring needs {threads} on one node "
+            f"(resources.threads_per_worker) and {SPARE_CPUS} for Ray Data's own tasks. Start nodes with more, for "
+            "example ray start --num-cpus=4"
         )
     room = min(room, num_gpus) if num_gpus else room
-    return Pool(min(resources.score_workers or room, room), 1 if num_gpus else 0)
+    environment = worker_environment(num_gpus > 0 or "GPU" not in total)
+    return Pool(min(resources.score_workers or room, room), 1 if num_gpus else 0, environment)
 
 
 def input_table(rows: Sequence[ManifestRow]) -> pa.Table:
@@ -180,6 +184,7 @@ def through_actors(images: Dataset, job: Job, pool: Pool) -> Iterator[Dataset]:
                 compute=ActorPoolStrategy(size=pool.size, max_tasks_in_flight_per_actor=2),
                 num_cpus=job.num_threads,
                 num_gpus=pool.num_gpus,
+                runtime_env=dict(pool.runtime_env),
                 udf_modifying_row_count=False,
             )
     finally:

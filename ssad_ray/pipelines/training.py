@@ -19,7 +19,7 @@ from ssad_ray.methods.training import Progress
 from ssad_ray.pipelines.data_parallel import train_across_workers
 from ssad_ray.pipelines.member import MAX_FAILURES, Job, train_member, worker_environment
 from ssad_ray.pipelines.progress import BoardHandle, progress_board
-from ssad_ray.pipelines.session import our_errors
+from ssad_ray.pipelines.session import our_errors, room_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def train_members(
 
     Raises:
         ConfigError: More workers than shards, or a learning rate at which training diverges.
-        UnavailableError: More GPUs are asked for than the cluster has.
+        UnavailableError: More CPUs or GPUs are asked for than the cluster has.
     """
     folder = checkpoint_dir.absolute()
     prototype = method.from_config(config)
@@ -71,6 +71,7 @@ def train_members(
     final_paths = [folder / f"{key}.safetensors" for key in keys]
     pending = [index for index, path in enumerate(final_paths) if not path.exists()]
     if pending:
+        _refuse_too_few_cpus(config.resources, max(1, num_workers))
         gpus = _gpus(config.resources)
         done, total = steps * (len(members) - len(pending)), steps * len(members)
         with our_errors(), progress_board(done, total, progress) as board:
@@ -105,6 +106,16 @@ def _train_in_tasks(
         for each in running:
             ray.cancel(each, force=True)
         raise
+
+
+def _refuse_too_few_cpus(resources: ResourcesConfig, num_workers: int) -> None:
+    """Raise where Ray would wait for CPUs, without a word, forever."""
+    threads, room = resources.threads_per_worker, room_for(resources.threads_per_worker)
+    if room < num_workers:
+        raise UnavailableError(
+            f"training needs {num_workers} workers of {threads} logical CPUs each (resources.train_workers, "
+            f"resources.threads_per_worker), the nodes of the cluster have room for {room}; ask for fewer, or add nodes"
+        )
 
 
 def _gpus(resources: ResourcesConfig) -> int:

@@ -48,7 +48,7 @@ InitFrom = Annotated[
     Path | None, typer.Option(help="Start from this artifact of another product; it is judged beside the new ones.")
 ]
 Address = Annotated[
-    str | None, typer.Option(help="Ray cluster: auto, host:port or ray://host:port; none: this machine alone.")
+    str | None, typer.Option(help="Ray cluster: auto, or host:port of its head; none: this machine alone.")
 ]
 
 

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import random
 import threading
 from pathlib import Path
@@ -18,7 +19,7 @@ from ssad_ray.errors import DataError
 
 CONFIG = DataConfig()
 HEIGHT, WIDTH = 24, 40
-REAL = Path(__file__).parents[1] / "../shared/data"
+REAL = Path(os.environ.get("SSAD_DATA", "SSAD_DATA-is-not-set"))
 
 
 def photo(seed):

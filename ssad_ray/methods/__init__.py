@@ -1,4 +1,4 @@
-"""Floor 1: one file per method; this table is the only place that names them."""
+"""Floor 1: one file per method, and the table that names them."""
 
 from collections.abc import Callable
 from importlib import import_module

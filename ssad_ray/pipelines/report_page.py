@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from ssad_ray.core.drawing import colour_levels
 from ssad_ray.core.images import encode_png
@@ -79,7 +78,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": _figure, "duration": _duration, "data_uri": _data_uri, "breakable": _breakable}
+    environment.filters |= {"figure": _figure, "duration": _duration, "data_uri": _data_uri}
     rounds = facts["rounds"]
     detector, segmenter = rounds[0]["labels"], rounds[-1]["segmenter"]
     points = [("detector", facts["detector"]), *((f"round {each['round']}", each["metrics"]) for each in rounds)]
@@ -179,11 +178,6 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(math.floor(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
-def _breakable(path: str) -> Markup:
-    """Let a long path break after its slashes."""
-    return escape(path).replace("/", Markup("/<wbr>"))
 
 
 def _data_uri(data: bytes) -> str:

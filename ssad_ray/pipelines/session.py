@@ -36,7 +36,7 @@ def session(resources: ResourcesConfig, address: str | None = None, *, dashboard
     Args:
         resources: How many workers will be asked for, and the size of the object store.
         address: None starts a private cluster on this machine that nobody else can reach and that ends with the
-            body. `auto`, `host:port` or `ray://host:port` joins a running cluster, which is left as it was.
+            body. `auto` or `host:port` joins a running cluster, which is left as it was.
         dashboard: Whether a private cluster gets Ray's dashboard on 127.0.0.1; Ray Train asks it for states.
 
     Raises:
@@ -145,8 +145,8 @@ def _joined(address: str) -> Iterator[None]:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (RuntimeError, ValueError, OSError, RayError) as error:
         raise UnavailableError(
-            f"no Ray cluster answers at {address!r}: {error}\nAccepted are auto, host:port and ray://host:port of a "
-            "running cluster with the same Ray and Python; where it asks for a token set RAY_AUTH_MODE=token and "
+            f"no Ray cluster answers at {address!r}: {error}\nAccepted are auto and host:port of a running cluster, "
+            "on one of its nodes, with the same Ray and Python; where it asks for a token set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN"
         ) from error
     try:

@@ -65,7 +65,7 @@ class UNet(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map (B, in, H, W) to (B, out, H, W)."""
-        *skips, x = self.encoder(functional.pixel_unshuffle(x_BCHW, _BLOCK))
+        *skips, x = self.encoder(_blocks_as_channels(x_BCHW, _BLOCK))
         for block, skip in zip(self.decoder, reversed(skips), strict=True):
             x = block(torch.cat([functional.interpolate(x, scale_factor=2, mode="nearest"), skip], dim=1))
         return self.prior + functional.pixel_shuffle(self.head(x), _BLOCK)
@@ -87,10 +87,16 @@ class Reconstructor(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map (B, in, H, W) to a reconstruction (B, out, H, W), unbounded around [0, 1]."""
-        x = self.squeeze(self.encoder(functional.pixel_unshuffle(x_BCHW, _COARSE_BLOCK))[-1])
+        x = self.squeeze(self.encoder(_blocks_as_channels(x_BCHW, _COARSE_BLOCK))[-1])
         for index, block in enumerate(self.decoder):
             x = block(functional.interpolate(x, scale_factor=2, mode="bilinear") if index else x)
         return functional.pixel_shuffle(self.head(x), _COARSE_BLOCK)
+
+
+def _blocks_as_channels(x_BCHW: Tensor, block: int) -> Tensor:
+    """Return (B, C * block², H / block, W / block), channels last before and after: else torch copies it at a crawl."""
+    last = x_BCHW.contiguous(memory_format=torch.channels_last)
+    return functional.pixel_unshuffle(last, block).contiguous(memory_format=torch.channels_last)
 
 
 def doubling(width: int, levels: int, limit: int = 512) -> list[int]:

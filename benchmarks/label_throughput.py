@@ -92,8 +92,8 @@ def make_artifact(path: Path) -> None:
     method = PixelReference.from_config(config)
     method.fit(TrainingFrames.of_good(np.concatenate([to_frames(image, plan) for image in images[:10]])), seed=0)
     artifact = Artifact("pixel_reference-1", "pixel_reference", plan, (method,), None, config, {})
-    scores, maps = zip(*(artifact.score(image) for image in images[10:]), strict=True)
-    save_artifact(replace(artifact, calibration=calibrate(scores, maps, 0.1, 1e-4, 1e-3)), path)
+    scored = (artifact.score(image) for image in images[10:])
+    save_artifact(replace(artifact, calibration=calibrate(scored, 10, 0.1, 1e-4, 1e-3)), path)
 
 
 def plain_loop(rows: list[ManifestRow], make_worker: Callable[[], TimedJudge], max_bytes: int) -> Iterator[Row]:

@@ -20,7 +20,7 @@ def normal_maps(num: int, seed: int = 0) -> list[Map]:
 
 
 def calibrated(maps: Sequence[Map], level: float = 0.05, high: float = 1e-3, low: float = 1e-2) -> Calibration:
-    return calibrate([float(m.max()) for m in maps], maps, level, high, low)
+    return calibrate(((float(m.max()), m) for m in maps), len(maps), level, high, low)
 
 
 def mean_fpr(maps: Sequence[Map], threshold: float) -> float:
@@ -70,7 +70,7 @@ def test_an_image_is_above_the_threshold_exactly_when_its_p_value_is_at_or_below
     scores: list[int], score: int, level: float
 ) -> None:
     maps = [np.full((2, 3), s, np.float32) for s in scores]
-    calibration = calibrate([float(s) for s in scores], maps, level, 1e-3, 1e-2)
+    calibration = calibrate(zip(scores, maps, strict=True), len(maps), level, 1e-3, 1e-2)
     expected = (1 + sum(s >= score for s in scores)) / (len(scores) + 1)
     assert p_value(calibration, score) == expected
     assert (score > calibration.image_threshold) == (expected <= calibration.false_alarm_level)
@@ -102,9 +102,9 @@ def test_the_order_of_the_images_changes_nothing() -> None:
     assert forward.map_scale == pytest.approx(backward.map_scale)
 
 
-def test_maps_are_read_once_and_may_come_from_a_generator() -> None:
-    maps = normal_maps(5)
-    assert calibrate([1.0] * 5, (m for m in maps), 0.2, 1e-3, 1e-2) == calibrate([1.0] * 5, maps, 0.2, 1e-3, 1e-2)
+def test_announcing_more_images_than_come_changes_nothing() -> None:
+    scored = [(float(index), m) for index, m in enumerate(normal_maps(5))]
+    assert calibrate(iter(scored), 9, 0.2, 1e-3, 1e-2) == calibrate(scored, 5, 0.2, 1e-3, 1e-2)
 
 
 def test_hot_outliers_cannot_lift_the_seed_threshold_above_the_peaks_at_the_image_level() -> None:
@@ -159,12 +159,12 @@ def test_rates_that_do_not_rise_are_refused(high: float, low: float) -> None:
 def test_what_cannot_be_calibrated_is_refused_with_its_reason() -> None:
     maps = normal_maps(3)
     with pytest.raises(DataError, match="no held-out anomaly-free image"):
-        calibrate([], [], 0.01, 1e-4, 1e-3)
-    with pytest.raises(DataError, match="2 held-out scores came with 3 maps"):
-        calibrate([1.0, 2.0], maps, 0.01, 1e-4, 1e-3)
+        calibrate([], 3, 0.01, 1e-4, 1e-3)
+    with pytest.raises(DataError, match="3 held-out images came, at most 2 were announced"):
+        calibrate([(1.0, each) for each in maps], 2, 0.01, 1e-4, 1e-3)
     with pytest.raises(DataError, match="scores must be finite; got 1"):
-        calibrate([1.0, math.nan], maps[:2], 0.01, 1e-4, 1e-3)
+        calibrate([(1.0, maps[0]), (math.nan, maps[1])], 2, 0.01, 1e-4, 1e-3)
     with pytest.raises(DataError, match=r"held-out map 1 must be .* got shape \(2, 3\) with 6 values"):
-        calibrate([1.0, 2.0], [maps[0], np.full((2, 3), np.nan, np.float32)], 0.01, 1e-4, 1e-3)
+        calibrate([(1.0, maps[0]), (2.0, np.full((2, 3), np.nan, np.float32))], 2, 0.01, 1e-4, 1e-3)
     with pytest.raises(ConfigError, match=r"between 0 and 1; got 1\.5"):
         calibrated(maps, level=1.5)

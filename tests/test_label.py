@@ -41,8 +41,8 @@ def save_reference(path, is_calibrated=True):
     method.fit(TrainingFrames.of_good(np.concatenate([to_frames(image, plan) for image in images[:12]])), seed=0)
     artifact = Artifact("pixel_reference-1", "pixel_reference", plan, (method,), None, config(0), {})
     if is_calibrated:
-        scores, maps = zip(*(artifact.score(image) for image in images[12:]), strict=True)
-        artifact = replace(artifact, calibration=calibrate(scores, maps, 0.1, 1e-3, 1e-2))
+        scored = (artifact.score(image) for image in images[12:])
+        artifact = replace(artifact, calibration=calibrate(scored, 12, 0.1, 1e-3, 1e-2))
     save_artifact(artifact, path)
 
 

@@ -82,7 +82,7 @@ def test_the_place_that_makes_an_image_anomalous_is_outlined() -> None:
     rng = np.random.default_rng(0)
     good = rng.integers(10, 14, (30, 32, 48)).astype(np.float32)
     good[:, :, 20:28] = rng.integers(150, 200, (30, 32, 8))
-    calibration = calibrate(held_out_scores(good, np.arange(30) % 3), list(good), 0.1, 1e-3, 1e-2)
+    calibration = calibrate(zip(held_out_scores(good, np.arange(30) % 3), good, strict=True), 30, 0.1, 1e-3, 1e-2)
     plan, profile = FramePlan("resize", 32, 48), NormalProfile.of(good)
     artifact = Artifact("b-1", "b", plan, (Brightness(),), calibration, RunConfig(), {}, (profile,))  # type: ignore[arg-type]
     image = good[0].copy()

@@ -195,7 +195,7 @@ def test_a_region_drawn_by_a_person_is_believed_whatever_the_map_says() -> None:
 def test_an_image_above_every_normal_peak_gets_a_region_that_covers_its_planted_defect() -> None:
     rng = np.random.default_rng(0)
     maps = [ndimage.gaussian_filter(rng.random((80, 120), np.float32), 2.0) for _ in range(30)]
-    calibration = calibrate([float(m.max()) for m in maps], maps, 0.05, 1e-4, 1e-3)
+    calibration = calibrate(((float(m.max()), m) for m in maps), 30, 0.05, 1e-4, 1e-3)
     anomaly_map = maps[0].copy()
     anomaly_map[33:40, 71:90] += 1
     assert anomaly_map.max() > calibration.image_threshold

@@ -22,7 +22,7 @@ from ssad_ray.methods.pixel_reference import PixelReference
 from ssad_ray.pipelines.evaluate import evaluate_on_test
 from ssad_ray.pipelines.fit import NUM_LEAST_NORMAL, calibrated
 from ssad_ray.pipelines.folds import assign_folds
-from ssad_ray.pipelines.frames import GoodTargets, collect_frames, plan_frames
+from ssad_ray.pipelines.frames import collect_frames, plan_frames
 from ssad_ray.pipelines.gate import run_gate
 from ssad_ray.pipelines.label import label_online
 from ssad_ray.pipelines.prepare import prepare
@@ -61,7 +61,7 @@ def fit_reference(run: Run, name: str, blur_px: float) -> None:
     """Do what `fit` does, without Ray."""
     rows, config = run.good_rows(), load_config(None, [*QUICK, f"detector.pixel_reference.blur_px={blur_px}"])
     plan = plan_frames(rows, config)
-    frames, ids = collect_frames(rows, plan, GoodTargets, config)
+    frames, ids = collect_frames(rows, plan, None, config)
     folds = assign_folds(rows, config.calibration.folds, config.seed)
     members = tuple(PixelReference.from_config(config) for _ in range(config.calibration.folds))
     for fold, member in enumerate(members):
@@ -284,7 +284,7 @@ def test_a_stage_keeps_its_time_when_it_is_skipped(tmp_path: Path) -> None:
 
 def test_the_colours_are_anchored_on_the_calibration() -> None:
     maps = list(np.random.default_rng(0).normal(5.0, 1.0, (20, 24, 40)).astype(np.float32))
-    calibration = calibrate([float(each.max()) for each in maps], maps, 0.1, 1e-3, 1e-2)
+    calibration = calibrate(((float(each.max()), each) for each in maps), 20, 0.1, 1e-3, 1e-2)
     high, location = calibration.pixel_threshold_high, calibration.map_location
     levels = np.array([[location - 9.0, location, high, 2 * high - location, 99.0]], np.float32)
     brightness = colour_map(levels, calibration).sum(axis=2)[0].astype(int)

@@ -122,4 +122,15 @@ def test_a_member_never_sees_its_own_fold():
     frames = TrainingFrames.of_good(np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 3), np.uint8))
     kept = frames.only(np.array([0, 1, 2, 0, 1, 2]) != 1)
     assert sorted(kept.images_NHWC[:, 0, 0, 0]) == [0, 2, 3, 5]
-    assert kept.targets_NHW.shape == kept.weights_NHW.shape == (4, 2, 3)
+
+
+def test_targets_stay_with_their_frames():
+    frames = TrainingFrames(
+        np.zeros((5, 2, 3, 3), np.uint8),
+        np.array([True, False, True, False, False]),
+        np.arange(3, dtype=np.float32)[:, None, None] * np.ones((3, 2, 3), np.float32),
+        np.full((3, 2, 3), 0.5, np.float32),
+    )
+    kept = frames.only(np.array([True, False, True, True, True]))
+    assert [float(kept.planes(index)[1].max()) for index in range(4)] == [0.0, 0.0, 1.0, 2.0]
+    assert [float(kept.planes(index)[2].min()) for index in range(4)] == [1.0, 1.0, 0.5, 0.5]

@@ -21,8 +21,8 @@ AREA_QUANTILE = 0.99
 
 
 def calibrate(
-    scores: Sequence[float],
-    maps: Iterable[NDArray[np.float32]],
+    scored_maps: Iterable[tuple[float, NDArray[np.float32]]],
+    num_images: int,
     false_alarm_level: float,
     pixel_fpr_high: float,
     pixel_fpr_low: float,
@@ -41,28 +41,30 @@ def calibrate(
     image would then hide small defects for good.
 
     Args:
-        scores: Image-level score of each held-out image, by a model that never saw it.
-        maps: Their anomaly maps in the same order, (H, W) float32, of any sizes; read once. What is kept in memory
-            are the `len(scores) * pixel_fpr_low` most anomalous maps' worth of pixels.
+        scored_maps: Score and anomaly map, (H, W) float32, of each held-out image, by a model that never saw it; of any
+            sizes, read once. What is kept in memory are the most anomalous pixels, `num_images * pixel_fpr_low` maps'
+            worth of them.
+        num_images: How many come at most.
         false_alarm_level: Asked image-level false-alarm probability.
         pixel_fpr_high: Mean per-image pixel false-positive rate of the high threshold.
         pixel_fpr_low: The same for the low threshold; larger.
 
     Raises:
         ConfigError: The rates are not 0 < high < low < 1, or the level is outside (0, 1).
-        DataError: No image, a score or a map that is not finite, or another number of maps than of scores.
+        DataError: No image, more than `num_images`, or a score or a map that is not finite.
     """
-    _check(scores, false_alarm_level, pixel_fpr_high, pixel_fpr_low)
-    tail = _Tail(budget=len(scores) * pixel_fpr_low)
+    _check_rates(false_alarm_level, pixel_fpr_high, pixel_fpr_low)
+    tail = _Tail(budget=num_images * pixel_fpr_low)
+    scores: list[float] = []
     peaks: list[float] = []
     moments: list[tuple[float, float, float]] = []
-    for anomaly_map in maps:
+    for score, anomaly_map in scored_maps:
         check_map(anomaly_map, f"held-out map {len(peaks)}")
         tail.add(anomaly_map)
+        scores.append(float(score))
         peaks.append(float(anomaly_map.max()))
         moments.append((float(np.median(anomaly_map)), *_moments(anomaly_map)))
-    if len(peaks) != len(scores):
-        raise DataError(f"{len(scores)} held-out scores came with {len(peaks)} maps; one map per score is needed")
+    _check_scores(scores, num_images)
     image_threshold, promised_level = conformal_threshold(scores, false_alarm_level)
     peak_threshold, _ = conformal_threshold(peaks, false_alarm_level)
     false_growth = tail.threshold(len(scores) * pixel_fpr_low)
@@ -81,7 +83,7 @@ def calibrate(
         min_area_px=_min_area_px(tail.component_areas(false_growth), len(scores)),
         map_location=location,
         map_scale=scale,
-        normal_scores=tuple(sorted(float(score) for score in scores)),
+        normal_scores=tuple(sorted(scores)),
     )
 
 
@@ -190,7 +192,7 @@ def _rule(num_normals: int, asked: float, promised: float, pixel_fpr_high: float
     )
 
 
-def _check(scores: Sequence[float], false_alarm_level: float, pixel_fpr_high: float, pixel_fpr_low: float) -> None:
+def _check_rates(false_alarm_level: float, pixel_fpr_high: float, pixel_fpr_low: float) -> None:
     if not 0.0 < pixel_fpr_high < pixel_fpr_low < 1.0:
         raise ConfigError(
             f"pixel false-positive rates must rise from seeds to growth: 0 < pixel_fpr_high < pixel_fpr_low < 1; "
@@ -198,7 +200,12 @@ def _check(scores: Sequence[float], false_alarm_level: float, pixel_fpr_high: fl
         )
     if not 0.0 < false_alarm_level < 1.0:
         raise ConfigError(f"false_alarm_level must lie between 0 and 1; got {false_alarm_level}")
-    if len(scores) == 0:
+
+
+def _check_scores(scores: Sequence[float], num_images: int) -> None:
+    if not scores:
         raise DataError("no held-out anomaly-free image to calibrate on; at least one is needed, 99 for a level of 1 %")
+    if len(scores) > num_images:
+        raise DataError(f"{len(scores)} held-out images came, at most {num_images} were announced")
     if not np.isfinite(scores).all():
         raise DataError(f"held-out scores must be finite; got {int((~np.isfinite(scores)).sum())} that are not")

@@ -1,6 +1,7 @@
 """What a method is: something that learns from frames and scores frames.
 
-Shapes: B frames of a batch, N training frames, H and W height and width of a frame, C = 3 channels (RGB).
+Shapes: B frames of a batch, N training frames, L of them labelled, H and W height and width of a frame, C = 3
+channels (RGB).
 """
 
 from collections.abc import Mapping
@@ -23,26 +24,36 @@ class TrainingFrames:
 
     Attributes:
         images_NHWC: uint8.
-        targets_NHW: float32 in [0, 1], probability that a pixel is defective; all zero on good frames.
-        weights_NHW: float32 in [0, 1], confidence of each target; 0 = ignore.
-        is_good_N: Frames of anomaly-free images, on which defects may be planted.
+        is_good_N: Frames of anomaly-free images: every pixel is surely normal, and defects may be planted.
+        targets_LHW: float32 in [0, 1], probability that a pixel is defective; of the other frames, in their order.
+        weights_LHW: float32 in [0, 1], confidence of each target; 0 = ignore.
     """
 
     images_NHWC: NDArray[np.uint8]
-    targets_NHW: NDArray[np.float32]
-    weights_NHW: NDArray[np.float32]
     is_good_N: NDArray[np.bool_]
+    targets_LHW: NDArray[np.float32]
+    weights_LHW: NDArray[np.float32]
 
     @classmethod
     def of_good(cls, images_NHWC: NDArray[np.uint8]) -> "TrainingFrames":
-        """Wrap anomaly-free frames: every pixel is surely normal."""
-        shape = images_NHWC.shape[:3]
-        return cls(images_NHWC, np.zeros(shape, np.float32), np.ones(shape, np.float32), np.ones(shape[0], bool))
+        """Wrap anomaly-free frames."""
+        num, height, width, _ = images_NHWC.shape
+        nothing = np.empty((0, height, width), np.float32)
+        return cls(images_NHWC, np.ones(num, bool), nothing, nothing)
+
+    def planes(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+        """Return image, target and weights of one frame."""
+        image = self.images_NHWC[index]
+        if self.is_good_N[index]:
+            return image, np.zeros(image.shape[:2], np.float32), np.ones(image.shape[:2], np.float32)
+        place = np.count_nonzero(~self.is_good_N[:index])
+        return image, self.targets_LHW[place], self.weights_LHW[place]
 
     def only(self, kept_N: NDArray[np.bool_]) -> "TrainingFrames":
         """Return some of the frames, copied."""
+        kept_L = kept_N[~self.is_good_N]
         return TrainingFrames(
-            self.images_NHWC[kept_N], self.targets_NHW[kept_N], self.weights_NHW[kept_N], self.is_good_N[kept_N]
+            self.images_NHWC[kept_N], self.is_good_N[kept_N], self.targets_LHW[kept_L], self.weights_LHW[kept_L]
         )
 
 

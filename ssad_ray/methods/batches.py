@@ -104,8 +104,7 @@ def _planted(
 
 def _draw(frames: TrainingFrames, among_N: NDArray[np.bool_], rng: np.random.Generator) -> Planes:
     choices = np.flatnonzero(among_N)
-    index = choices[int(rng.integers(len(choices)))]
-    return frames.images_NHWC[index], frames.targets_NHW[index], frames.weights_NHW[index]
+    return frames.planes(choices[int(rng.integers(len(choices)))])
 
 
 def _varied(planes: Planes, rng: np.random.Generator) -> Planes:

@@ -1,7 +1,7 @@
 """Pretext task: good images -> a calibrated detector, cross-fitted."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from ssad_ray.methods import load_method
 from ssad_ray.methods.artifact import Artifact, load_artifact, save_artifact
 from ssad_ray.methods.base import Method, State, TrainingFrames
 from ssad_ray.pipelines.folds import assign_folds
-from ssad_ray.pipelines.frames import GoodTargets, collect_frames, plan_frames
+from ssad_ray.pipelines.frames import collect_frames, plan_frames
 from ssad_ray.pipelines.run import Announce, Run
 from ssad_ray.pipelines.stream import Progress, Row, stream
 from ssad_ray.pipelines.training import Member, train_members
@@ -54,7 +54,7 @@ def fit(run: Run, name: str, method: str, announce: Announce) -> None:
     rows = run.good_rows()
     folds = assign_folds(rows, run.config.calibration.folds, run.config.seed)
     plan = plan_frames(rows, run.config)
-    frames, ids = collect_frames(rows, plan, GoodTargets, run.config, announce(f"{name}: read good images"))
+    frames, ids = collect_frames(rows, plan, None, run.config, announce(f"{name}: read good images"))
     fold_N = np.array([folds[sample_id] for sample_id in ids])
     fit_members(run, name, method, plan, frames, fold_N, _initial_states(run.config), announce)
 
@@ -132,21 +132,31 @@ def calibrated(draft_path: Path, rows: Sequence[ManifestRow], config: RunConfig,
     artifact = load_artifact(draft_path)
     folds = assign_folds(rows, config.calibration.folds, config.seed)
     worker = partial(HeldOutScorer, draft_path, folds, config)
-    results = [row for row in stream(rows, worker, _HELD_OUT_SCHEMA, config, progress) if row["error"] is None]
     plan, shape = artifact.plan, (-1, artifact.plan.height, artifact.plan.width)
-    maps = [np.frombuffer(row["maps"], np.float32).reshape(shape) for row in results]
-    scores = [row["score"] for row in results]
+    results: Iterable[Row] = (
+        row | {"maps": np.frombuffer(row["maps"], np.float32).reshape(shape)}
+        for row in stream(rows, worker, _HELD_OUT_SCHEMA, config, progress)
+        if row["error"] is None
+    )
     if plan.mode == "resize":
+        results = list(results)
         fold_N = np.array([folds[row["sample_id"]] for row in results])
-        profiles = cross_fitted(np.concatenate(maps), fold_N, config.calibration.folds)
+        profiles = cross_fitted(np.concatenate([row["maps"] for row in results]), fold_N, config.calibration.folds)
         artifact = replace(artifact, profiles=profiles)
-        scores = [float(profiles[fold].excess(each).max()) for each, fold in zip(maps, fold_N, strict=True)]
-    in_image = (to_map(each, plan, row["height"], row["width"]) for each, row in zip(maps, results, strict=True))
+        for row, fold in zip(results, fold_N, strict=True):
+            row["score"] = float(profiles[fold].excess(row["maps"]).max())
+    scores: list[tuple[float, str]] = []
+
+    def scored_maps() -> Iterator[tuple[float, NDArray[np.float32]]]:
+        for row in results:
+            scores.append((row["score"], row["sample_id"]))
+            yield row["score"], to_map(row["maps"], plan, row["height"], row["width"])
+
     options = config.calibration
-    calibration = calibrate(scores, in_image, options.false_alarm_level, options.pixel_fpr_high, options.pixel_fpr_low)
-    highest = sorted(zip(scores, (row["sample_id"] for row in results), strict=True), reverse=True)[:NUM_LEAST_NORMAL]
-    card = {**artifact.card, "least_normal": [{"sample_id": name, "score": score} for score, name in highest]}
-    return replace(artifact, calibration=calibration, card=card)
+    rates = options.false_alarm_level, options.pixel_fpr_high, options.pixel_fpr_low
+    calibration = calibrate(scored_maps(), len(rows), *rates)
+    highest = [{"sample_id": name, "score": score} for score, name in sorted(scores, reverse=True)[:NUM_LEAST_NORMAL]]
+    return replace(artifact, calibration=calibration, card={**artifact.card, "least_normal": highest})
 
 
 class HeldOutScorer:

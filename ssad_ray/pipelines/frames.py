@@ -41,15 +41,6 @@ def plan_frames(rows: Sequence[ManifestRow], config: RunConfig) -> FramePlan:
     return make_plan(images, config.input)
 
 
-@dataclass(frozen=True, slots=True)
-class GoodTargets:
-    """Every pixel of a good image is surely normal."""
-
-    def __call__(self, sample: Sample, image: NDArray[np.uint8]) -> tuple[Plane, Plane]:  # noqa: ARG002
-        """Return targets and weights, both (H, W)."""
-        return np.zeros(image.shape[:2], np.float32), np.ones(image.shape[:2], np.float32)
-
-
 class AutomaticTargets:
     """Targets from a label version; how far each pixel can be trusted comes from the map of the model that made it."""
 
@@ -84,26 +75,27 @@ class TrueTargets:
 class FrameCutter:
     """The worker: decodes an image, asks for its targets, cuts frames."""
 
-    def __init__(self, plan: FramePlan, config: RunConfig, make_targets: MakeTargets) -> None:
-        self.plan, self.config, self.targets = plan, config, make_targets()
+    def __init__(self, plan: FramePlan, config: RunConfig, make_targets: MakeTargets | None) -> None:
+        self.plan, self.config = plan, config
+        self.targets = make_targets() if make_targets else None
 
     def __call__(self, sample: Sample, data: bytes) -> Row:
-        """Return the frames of one image: one of the whole image, or several random tiles."""
+        """Return the frames of one image: one of the whole image, or several random tiles; of good ones just pixels."""
         image = decode(data, self.config.data.max_image_px)
-        planes: list[NDArray[Any]] = [image, *self.targets(sample, image)]
+        planes: list[NDArray[Any]] = [image, *(self.targets(sample, image) if self.targets else ())]
         count = 1 if self.plan.mode == "resize" else self.config.input.frames_per_image
         rng = generator(self.config.seed, "frames", sample.sample_id)
         # Of a large image a few tiles anywhere would hardly ever show a defect: every other one is cut to show one.
-        defective = planes[1] > 0
+        defective = planes[1] > 0 if self.targets else None
         frames = [random_frame(planes, self.plan, rng, defective if index % 2 else None) for index in range(count)]
-        cuts = zip(SCHEMA.names, zip(*frames, strict=True), strict=True)
+        cuts = zip(SCHEMA.names, zip(*frames, strict=True), strict=False)
         return {name: np.stack(cut).tobytes() for name, cut in cuts}
 
 
 def collect_frames(
     rows: Sequence[ManifestRow],
     plan: FramePlan,
-    make_targets: MakeTargets,
+    make_targets: MakeTargets | None,
     config: RunConfig,
     progress: Progress | None = None,
 ) -> tuple[TrainingFrames, list[str]]:
@@ -112,23 +104,23 @@ def collect_frames(
     Args:
         rows: The images.
         plan: How images become frames.
-        make_targets: Called once per worker; what it returns gives an image's targets and weights.
+        make_targets: Called once per worker; what it returns gives an image's targets and weights. None: good images.
         config: The resolved config.
         progress: Called with (images done, images in all).
 
     Returns:
-        The frames, good ones where `make_targets` is `GoodTargets`, and the sample_id that each was cut from.
+        The frames, and the sample_id that each was cut from.
     """
     worker = partial(FrameCutter, plan, config, make_targets)
     parts = [row for row in stream(rows, worker, SCHEMA, config, progress) if row["error"] is None]
-    images, targets, weights = (b"".join(part[name] for part in parts) for name in SCHEMA.names)
+    images, targets, weights = (b"".join(part[name] or b"" for part in parts) for name in SCHEMA.names)
     shape = (-1, plan.height, plan.width)
     images_NHWC = np.frombuffer(images, np.uint8).reshape(*shape, 3)
     frames = TrainingFrames(
         images_NHWC,
+        np.full(len(images_NHWC), make_targets is None),
         np.frombuffer(targets, np.float32).reshape(shape),
         np.frombuffer(weights, np.float32).reshape(shape),
-        np.full(len(images_NHWC), make_targets is GoodTargets),
     )
     frames_per_image = len(images_NHWC) // max(1, len(parts))
     return frames, [part["sample_id"] for part in parts for _ in range(frames_per_image)]

@@ -11,7 +11,7 @@ from ssad_ray.methods.base import Method, State, TrainingFrames
 from ssad_ray.methods.comparison import Comparison
 from ssad_ray.pipelines.fit import SEEN_BY_ALL, fit_members
 from ssad_ray.pipelines.folds import assign_folds
-from ssad_ray.pipelines.frames import AutomaticTargets, GoodTargets, MakeTargets, TrueTargets, collect_frames
+from ssad_ray.pipelines.frames import AutomaticTargets, MakeTargets, TrueTargets, collect_frames
 from ssad_ray.pipelines.run import Announce, Run
 
 SEGMENTER = "unet"
@@ -56,7 +56,7 @@ def _train(run: Run, name: str, labels: str, labeller: str, make_targets: MakeTa
     config, pretext = run.config, run.artifact(labeller)
     plan = pretext.plan
     good_rows = run.good_rows()
-    good, ids = collect_frames(good_rows, plan, GoodTargets, config, announce(f"{name}: read good images"))
+    good, ids = collect_frames(good_rows, plan, None, config, announce(f"{name}: read good images"))
     online = [row for row in run.rows("online") if row.error is None]
     labelled, _ = collect_frames(online, plan, make_targets, config, announce(f"{name}: read labelled images"))
     folds = assign_folds(good_rows, config.calibration.folds, config.seed)
@@ -77,7 +77,7 @@ def _weights_to_start_from(pretext: Method, config: ComparisonConfig) -> State |
 def _joined(good: TrainingFrames, labelled: TrainingFrames) -> TrainingFrames:
     return TrainingFrames(
         np.concatenate([good.images_NHWC, labelled.images_NHWC]),
-        np.concatenate([good.targets_NHW, labelled.targets_NHW]),
-        np.concatenate([good.weights_NHW, labelled.weights_NHW]),
         np.concatenate([good.is_good_N, labelled.is_good_N]),
+        labelled.targets_LHW,
+        labelled.weights_LHW,
     )

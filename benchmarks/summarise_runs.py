@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 METRICS = (
-    "image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1_max",
-    "pooled_iou", "mean_iou", "map_50",
+    "image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1_max",
+    "pooled_iou", "mean_iou", "map_50", "map", "tianchi_score",
 )  # fmt: skip
 MODELS = ("floor", "detector", "segmenter", "yardstick")
 

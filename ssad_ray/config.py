@@ -129,7 +129,7 @@ class SegmenterConfig(Section):
 class GateConfig(Section):
     """When a challenger replaces the champion; judged without ground truth."""
 
-    num_planted: int = Field(64, ge=8, le=100_000, description="Good images with planted defects judged per model.")
+    num_planted: int = Field(256, ge=8, le=100_000, description="Good images with planted defects judged per model.")
     confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of the exact binomial bounds.")
 
 

@@ -104,6 +104,9 @@ class CalibrationConfig(Section):
     false_alarm_level: float = Field(0.01, gt=0.0, lt=1.0, description="Asked image-level false-alarm probability.")
     pixel_fpr_high: float = Field(1e-4, gt=0.0, lt=1.0, description="Mean per-image pixel false-positive rate, seeds.")
     pixel_fpr_low: float = Field(1e-3, gt=0.0, lt=1.0, description="The same for the pixels a region grows over.")
+    num_planted: int = Field(
+        256, ge=8, le=100_000, description="Good frames with planted defects that show how far regions reach."
+    )
 
     @model_validator(mode="after")
     def _seeds_are_rarer(self) -> Self:

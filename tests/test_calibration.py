@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ssad_ray.core.calibration import calibrate, conformal_threshold, p_value
+from ssad_ray.core.calibration import calibrate, conformal_threshold, p_value, reaching_outlines
 from ssad_ray.core.records import Calibration
 from ssad_ray.errors import ConfigError, DataError
 
@@ -168,3 +169,46 @@ def test_what_cannot_be_calibrated_is_refused_with_its_reason() -> None:
         calibrate([(1.0, maps[0]), (2.0, np.full((2, 3), np.nan, np.float32))], 2, 0.01, 1e-4, 1e-3)
     with pytest.raises(ConfigError, match=r"between 0 and 1; got 1\.5"):
         calibrated(maps, level=1.5)
+
+
+def planted_map(noise: float, body_value: float) -> tuple[Map, NDArray[np.bool_]]:
+    """A defect whose edge is bright and whose body is faint."""
+    rng = np.random.default_rng(3)
+    values, mask = rng.normal(0.0, noise, (60, 80)).astype(np.float32), np.zeros((60, 80), bool)
+    mask[20:40, 30:60] = True
+    values[mask] += body_value
+    values[20:22, 30:60] += 20.0
+    return values, mask
+
+
+def test_the_growth_threshold_goes_down_to_where_bodies_are_filled_and_seeds_stay() -> None:
+    plain = calibrated([m + np.float32(0) for m in normal_maps(20)], low=1e-3, high=1e-4)
+    values, mask = planted_map(noise=0.5, body_value=0.9 * plain.pixel_threshold_low)
+    assert (values > plain.pixel_threshold_low)[mask].mean() < 0.5
+    lowered = reaching_outlines(plain, values.ravel(), mask.ravel())
+    found = values > lowered.pixel_threshold_low
+    assert (found & mask).sum() / (found | mask).sum() > 0.9
+    assert lowered.pixel_threshold_high == plain.pixel_threshold_high
+    assert "Regions grow further" in lowered.rule
+
+
+def test_no_other_threshold_outlines_plants_better_by_brute_force() -> None:
+    plain = calibrated([m * np.float32(0.01) for m in normal_maps(20)])
+    values, mask = planted_map(noise=1.0, body_value=1.5)
+    values = np.round(values, 1)
+    low = reaching_outlines(replace(plain, pixel_threshold_low=9.0), values.ravel(), mask.ravel()).pixel_threshold_low
+
+    def overlap(threshold: float) -> float:
+        return float(((values > threshold) & mask).sum() / ((values > threshold) | mask).sum())
+
+    assert overlap(low) == max(overlap(float(threshold)) for threshold in np.unique(values) - np.float32(0.05))
+
+
+def test_growth_is_never_made_stricter_and_stays_clear_of_normal_values() -> None:
+    plain = calibrated(normal_maps(20))
+    values, mask = planted_map(noise=0.0, body_value=100.0)
+    assert reaching_outlines(plain, values.ravel(), mask.ravel()) == plain
+    assert reaching_outlines(plain, values.ravel(), np.zeros(values.size, bool)) == plain
+    blind = np.random.default_rng(0).normal(plain.map_location, plain.map_scale, 4000).astype(np.float32)
+    lowered = reaching_outlines(plain, blind, np.arange(4000) < 1000)
+    assert lowered.pixel_threshold_low >= plain.map_location + 3 * plain.map_scale - 1e-6

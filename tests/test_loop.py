@@ -23,6 +23,7 @@ SMALL = [
     for field in (
         "input.size_px=48",
         "calibration.folds=2",
+        "calibration.num_planted=8",
         "gate.num_planted=8",
         "detector.draem.width=8",
         "detector.draem.training.steps=12",

@@ -9,7 +9,7 @@ from ssad_ray.config import RunConfig
 from ssad_ray.core.calibration import calibrate
 from ssad_ray.core.framing import FramePlan
 from ssad_ray.core.images import encode_png
-from ssad_ray.core.profile import NormalProfile, cross_fitted
+from ssad_ray.core.profile import HeldOutProfiles, NormalProfile
 from ssad_ray.core.records import Sample
 from ssad_ray.methods.artifact import Artifact, load_artifact, save_artifact
 from ssad_ray.methods.judging import judge
@@ -27,7 +27,7 @@ def good_maps(num: int, seed: int = 0) -> np.ndarray:
 
 
 def test_a_faint_spot_on_quiet_ground_outranks_a_bright_edge() -> None:
-    profile = NormalProfile.of(good_maps(200))
+    profile = profile_of(good_maps(200))
     unseen, faint = good_maps(1, seed=7), good_maps(1, seed=7)
     faint[0, 4, 3] = 1.5
     assert faint.max() == unseen.max()
@@ -35,36 +35,39 @@ def test_a_faint_spot_on_quiet_ground_outranks_a_bright_edge() -> None:
     assert np.unravel_index(profile.excess(faint)[0].argmax(), (HEIGHT, WIDTH)) == (4, 3)
 
 
-def held_out_scores(maps: np.ndarray, fold_N: np.ndarray) -> np.ndarray:
-    profiles = cross_fitted(maps, fold_N, 1 + fold_N.max())
-    return np.array([profiles[fold].excess(each).max() for each, fold in zip(maps, fold_N, strict=True)])
+def profile_of(maps: np.ndarray) -> NormalProfile:
+    return HeldOutProfiles(maps, [str(index) for index in range(len(maps))]).of_all()
+
+
+def held_out_scores(maps: np.ndarray, groups: list[str] | None = None) -> list[float]:
+    groups = groups or [str(index) for index in range(len(maps))]
+    profiles = HeldOutProfiles(maps, groups)
+    return [float(profiles.without(group).excess(each).max()) for each, group in zip(maps, groups, strict=True)]
 
 
 @pytest.mark.parametrize("num", [3, 10, 40])
-def test_a_fold_is_judged_by_what_is_outside_it_and_the_spread_common_to_all(num: int) -> None:
-    maps, fold_N = good_maps(num), np.arange(num) % 3
+def test_a_group_is_judged_by_what_is_outside_it_and_the_spread_common_to_all(num: int) -> None:
+    maps, groups = good_maps(num), [str(index // 2) for index in range(num)]
     common = maps.var(axis=0, ddof=1, dtype=np.float64).mean()
-    profiles = cross_fitted(maps, fold_N, 3)
-    for fold in range(3):
-        outside = maps[fold_N != fold].astype(np.float64)
-        spread = np.sqrt((len(outside) * outside.var(axis=0) + 10 * common) / (len(outside) + 10))
-        assert profiles[fold].mean_HW == pytest.approx(outside.mean(axis=0), rel=1e-4)
-        assert profiles[fold].spread_HW == pytest.approx(spread, rel=1e-4)
-    assert np.array_equal(profiles[3].mean_HW, NormalProfile.of(maps).mean_HW)
+    profile = HeldOutProfiles(maps, groups).without("0")
+    others = maps[2:].astype(np.float64)
+    spread = np.sqrt((len(others) * others.var(axis=0) + 10 * common) / (len(others) + 10))
+    assert profile.mean_HW == pytest.approx(others.mean(axis=0), rel=1e-4)
+    assert profile.spread_HW == pytest.approx(spread, rel=1e-4)
 
 
 @pytest.mark.parametrize("copies", [1, 3])
-def test_held_out_scores_predict_those_of_unseen_good_images_even_where_they_come_in_near_copies(copies: int) -> None:
-    maps = np.repeat(good_maps(20), copies, axis=0)
-    unseen = NormalProfile.of(maps).excess(good_maps(300, seed=9)).max(axis=(1, 2))
-    promised = np.median(held_out_scores(maps, np.arange(20).repeat(copies) % 3))
+def test_held_out_scores_predict_those_of_unseen_good_images_even_where_they_come_in_copies(copies: int) -> None:
+    maps, groups = np.repeat(good_maps(20), copies, axis=0), [str(index // copies) for index in range(20 * copies)]
+    unseen = profile_of(maps).excess(good_maps(300, seed=9)).max(axis=(1, 2))
+    promised = np.median(held_out_scores(maps, groups))
     assert abs(np.mean(unseen > promised) - 0.5) < 0.2
 
 
 @pytest.mark.parametrize("maps", [np.zeros((4, 3, 5), np.float32), good_maps(2)])
 def test_maps_that_do_not_vary_give_finite_scores(maps: np.ndarray) -> None:
-    assert np.isfinite(held_out_scores(maps, np.arange(len(maps)) % 2)).all()
-    assert (NormalProfile.of(maps[:1]).spread_HW > 0).all()
+    assert np.isfinite(held_out_scores(maps)).all()
+    assert (profile_of(maps[:1]).spread_HW > 0).all()
 
 
 class Brightness:
@@ -82,9 +85,9 @@ def test_the_place_that_makes_an_image_anomalous_is_outlined() -> None:
     rng = np.random.default_rng(0)
     good = rng.integers(10, 14, (30, 32, 48)).astype(np.float32)
     good[:, :, 20:28] = rng.integers(150, 200, (30, 32, 8))
-    calibration = calibrate(zip(held_out_scores(good, np.arange(30) % 3), good, strict=True), 30, 0.1, 1e-3, 1e-2)
-    plan, profile = FramePlan("resize", 32, 48), NormalProfile.of(good)
-    artifact = Artifact("b-1", "b", plan, (Brightness(),), calibration, RunConfig(), {}, (profile,))  # type: ignore[arg-type]
+    calibration = calibrate(zip(held_out_scores(good), good, strict=True), 30, 0.1, 1e-3, 1e-2)
+    plan, profile = FramePlan("resize", 32, 48), profile_of(good)
+    artifact = Artifact("b-1", "b", plan, (Brightness(),), calibration, RunConfig(), {}, profile)  # type: ignore[arg-type]
     image = good[0].copy()
     image[5:9, 3:9] = 60  # far below the edge, far above its own place
     assert calibration.pixel_threshold_low > 60
@@ -94,20 +97,19 @@ def test_the_place_that_makes_an_image_anomalous_is_outlined() -> None:
     assert verdict.is_anomalous
     (region,) = verdict.regions
     assert region.box == (3, 5, 9, 9)
-    without, _ = judge(replace(artifact, profiles=()), sample, data, RunConfig().data, datetime.now(UTC))
+    without, _ = judge(replace(artifact, profile=None), sample, data, RunConfig().data, datetime.now(UTC))
     assert without.anomaly_score == image.max()
 
 
 def test_an_artifact_keeps_its_profile(tmp_path) -> None:
     config = RunConfig()
-    plan, profiles = FramePlan("resize", HEIGHT, WIDTH), cross_fitted(good_maps(5), np.array([0, 0, 0, 1, 1]), 2)
+    plan, profile = FramePlan("resize", HEIGHT, WIDTH), profile_of(good_maps(5))
     method = PixelReference.from_config(config)
     method.median_HWC = np.zeros((HEIGHT, WIDTH, 3), np.float32)
     method.spread_HWC = np.ones((HEIGHT, WIDTH, 3), np.float32)
-    artifact = Artifact("pixel_reference-1", "pixel_reference", plan, (method, method), None, config, {}, profiles)
+    artifact = Artifact("pixel_reference-1", "pixel_reference", plan, (method, method), None, config, {}, profile)
     save_artifact(artifact, tmp_path / "artifact")
     loaded = load_artifact(tmp_path / "artifact")
     image = np.random.default_rng(0).integers(0, 9, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    assert loaded.score(image)[0] == artifact.score(image)[0] != replace(artifact, profiles=()).score(image)[0]
-    assert len({loaded.score(image, fold)[0] for fold in (None, 0, 1)}) == 3
-    assert loaded.score(image, fold=1)[0] == artifact.score(image, fold=1)[0]
+    assert loaded.score(image)[0] == artifact.score(image)[0] != replace(artifact, profile=None).score(image)[0]
+    assert loaded.score(image, fold=1)[0] == method.score(image[np.newaxis])[0]

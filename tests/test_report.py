@@ -19,8 +19,8 @@ from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.datasets.synthetic import write_synthetic
 from ssad_ray.methods.artifact import Artifact, save_artifact
 from ssad_ray.methods.pixel_reference import PixelReference
+from ssad_ray.pipelines.calibrate import NUM_LEAST_NORMAL, calibrated
 from ssad_ray.pipelines.evaluate import evaluate_on_test
-from ssad_ray.pipelines.fit import NUM_LEAST_NORMAL, calibrated
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.frames import collect_frames, plan_frames
 from ssad_ray.pipelines.gate import run_gate
@@ -44,6 +44,7 @@ BLUR_PX = {
 QUICK = (
     "resources.score_workers=0",
     "calibration.folds=2",
+    "calibration.num_planted=8",
     "gate.num_planted=8",
     "input.size_px=64",
     "input.mode=resize",

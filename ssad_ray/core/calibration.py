@@ -1,4 +1,4 @@
-"""Held-out anomaly-free images -> thresholds.
+"""Held-out anomaly-free images, as they are and with planted defects -> thresholds.
 
 Image level: split conformal prediction (Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005).
 Pixel level: the mean over images of each image's false-positive rate, as in AUPIMO (Bertoldo et al., 2024), so that
@@ -7,7 +7,7 @@ a large image speaks no louder than a small one.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -18,6 +18,8 @@ from ssad_ray.core.regions import check_map
 from ssad_ray.errors import ConfigError, DataError
 
 AREA_QUANTILE = 0.99
+CLEAR_OF_NORMAL = 3.0
+"""Spreads of normal maps above their usual value that a region's pixels have at least."""
 
 
 def calibrate(
@@ -85,6 +87,35 @@ def calibrate(
         map_scale=scale,
         normal_scores=tuple(sorted(scores)),
     )
+
+
+def reaching_outlines(
+    calibration: Calibration, values: NDArray[np.float32], is_planted: NDArray[np.bool_]
+) -> Calibration:
+    """Lower the threshold of growth to where planted defects are outlined best, where that is lower.
+
+    The false-positive rate alone says how rare a value is on normal images, not how far a defect reaches: what is next
+    to a seed may be common elsewhere. Best is the largest intersection over union of all plants with what stands above
+    the threshold. It stays clear of normal values, for the best outline of a map that sees nothing is all of the map.
+
+    Args:
+        calibration: From held-out normal images.
+        values: (N,) map values of normal frames with planted defects, by models that never saw the frames.
+        is_planted: (N,) bool, whether a pixel is part of a plant.
+    """
+    num_planted = np.count_nonzero(is_planted)
+    if not num_planted:
+        return calibration
+    order = np.argsort(-values)
+    ranked, num_found = values[order], np.cumsum(is_planted[order])
+    overlap = num_found / (num_planted + np.arange(1, len(values) + 1) - num_found)
+    between = (ranked[:-1] + ranked[1:]) / 2  # a threshold lies between two values that differ
+    best = float(between[np.argmax(np.where(ranked[:-1] > between, overlap[:-1], 0.0))])
+    low = max(best, calibration.map_location + CLEAR_OF_NORMAL * calibration.map_scale)
+    if low >= calibration.pixel_threshold_low:
+        return calibration
+    rule = f"{calibration.rule} Regions grow further, to where defects planted on these images are outlined best."
+    return replace(calibration, pixel_threshold_low=low, rule=rule)
 
 
 def conformal_threshold(scores: Sequence[float], false_alarm_level: float) -> tuple[float, float]:

@@ -7,13 +7,14 @@ al., ICPR 2021), so that a highlight does not outshout a hair on plain ground.
 Shapes: N held-out good frames, B frames, H W height and width of a frame.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 Maps = NDArray[np.float32]
+Sums = NDArray[np.float64]
 
 _PRIOR_FRAMES = 10.0
 """Weight of the spread common to all places, in frames: with few frames a single place's own spread is mere chance."""
@@ -31,37 +32,43 @@ class NormalProfile:
     mean_HW: Maps
     spread_HW: Maps
 
-    @classmethod
-    def of(cls, maps_NHW: Maps, common_variance: float | None = None) -> Self:
-        """Learn from maps of good frames, each made by a model that never saw the frame.
-
-        Args:
-            maps_NHW: float32, raw map values; at least one.
-            common_variance: Mean over all places of the maps' variance; that of these maps by default.
-        """
-        num = len(maps_NHW)
-        common = _common_variance(maps_NHW) if common_variance is None else common_variance
-        variance = (num * maps_NHW.var(axis=0, dtype=np.float64) + _PRIOR_FRAMES * common) / (num + _PRIOR_FRAMES)
-        mean = maps_NHW.mean(axis=0, dtype=np.float64)
-        return cls(mean.astype(np.float32), np.sqrt(variance).astype(np.float32))
-
     def excess(self, maps_BHW: Maps) -> Maps:
         """Return how many spreads maps (B, H, W) lie above the mean, at every place."""
         return (maps_BHW - self.mean_HW) / self.spread_HW
 
 
-def cross_fitted(maps_NHW: Maps, fold_N: NDArray[np.int64], num_folds: int) -> tuple[NormalProfile, ...]:
-    """Return per fold the profile of the frames outside it, and at last that of all frames.
+class HeldOutProfiles:
+    """Profiles of good frames: of all, for new images, and without a group, to judge the images of that group."""
 
-    Frames of a fold are judged by a profile that no frame of it, nor its near duplicates, had a part in.
-    """
-    common = _common_variance(maps_NHW)
-    outside = (NormalProfile.of(maps_NHW[fold_N != fold], common) for fold in range(num_folds))
-    return (*outside, NormalProfile.of(maps_NHW, common))
+    def __init__(self, maps_NHW: Maps, groups: Sequence[str]) -> None:
+        """Take in maps of good frames, each made by a model that never saw the frame.
+
+        Args:
+            maps_NHW: float32, raw map values.
+            groups: Per frame, what it is a near duplicate of; there are at least two.
+        """
+        self._num, self._groups, self._maps = len(maps_NHW), np.array(groups), maps_NHW
+        self._total, self._squares = _sums(maps_NHW)
+        variance = float((self._squares - self._total**2 / self._num).mean()) / max(1, self._num - 1)
+        # Of maps that do not vary, what is still above zero.
+        self._common = max(variance, float(np.finfo(np.float32).tiny))
+
+    def of_all(self) -> NormalProfile:
+        """Return the profile of all frames."""
+        return self._profile(self._total, self._squares, self._num)
+
+    def without(self, group: str) -> NormalProfile:
+        """Return the profile of the frames of all other groups; the spread common to all places is that of all."""
+        left_out = self._maps[self._groups == group]
+        total, squares = _sums(left_out)
+        return self._profile(self._total - total, self._squares - squares, self._num - len(left_out))
+
+    def _profile(self, total: Sums, squares: Sums, num: int) -> NormalProfile:
+        mean = total / num
+        own = np.maximum(squares - total * mean, 0.0)
+        spread = np.sqrt((own + _PRIOR_FRAMES * self._common) / (num + _PRIOR_FRAMES))
+        return NormalProfile(mean.astype(np.float32), spread.astype(np.float32))
 
 
-def _common_variance(maps_NHW: Maps) -> float:
-    """Return the mean over all places of the maps' variance; of maps that do not vary, what is still above zero."""
-    num = len(maps_NHW)
-    variance = float(maps_NHW.var(axis=0, dtype=np.float64).mean()) * num / max(1, num - 1)
-    return max(variance, float(np.finfo(np.float32).tiny))
+def _sums(maps_NHW: Maps) -> tuple[Sums, Sums]:
+    return maps_NHW.sum(axis=0, dtype=np.float64), np.square(maps_NHW, dtype=np.float64).sum(axis=0)

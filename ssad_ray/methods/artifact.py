@@ -2,7 +2,7 @@
 
     config.yaml          the resolved config
     artifact.json        method, frame plan, calibration, card (versions, seed, data digest, training facts)
-    weights.safetensors  the arrays of every ensemble member, and the normal profiles
+    weights.safetensors  the arrays of every ensemble member, and the normal profile
 
 An artifact is an ensemble: one member per cross-fitting fold, each fitted without the good images of its fold, so
 that every good image has a score from a member that never saw it. Members vote by the mean of their maps. On aligned
@@ -30,7 +30,7 @@ from ssad_ray.methods import load_method
 from ssad_ray.methods.base import Method, State
 
 _FRAMES_PER_BATCH = 16
-_FORMAT = 3
+_FORMAT = 2
 _PROFILE_MEAN, _PROFILE_SPREAD = "profile/mean", "profile/spread"
 
 
@@ -46,8 +46,7 @@ class Artifact:
         calibration: Thresholds; None until the artifact is calibrated.
         config: The resolved config it was made with.
         card: Versions, seed, data digest, what was measured while fitting.
-        profiles: How high the maps of good images are at every place: per fold of the images outside it, and at last
-            of all. None of them where frames have no fixed place.
+        profile: How high the maps of good images are at every place; None where frames have no fixed place.
     """
 
     name: str
@@ -57,14 +56,14 @@ class Artifact:
     calibration: Calibration | None
     config: RunConfig
     card: Mapping[str, Any]
-    profiles: tuple[NormalProfile, ...] = ()
+    profile: NormalProfile | None = None
 
     def score(self, image: NDArray[np.uint8], fold: int | None = None) -> tuple[float, NDArray[np.float32]]:
         """Score one image (H, W, 3) uint8.
 
         Args:
             image: The image at its own size.
-            fold: Score by what was learnt without this fold alone; by all that was learnt by default.
+            fold: Take the member alone that did not see this fold, and its own score; all members by default.
 
         Returns:
             The raw anomaly score and the anomaly map (H, W) float32 in the image's own frame.
@@ -80,8 +79,8 @@ class Artifact:
         scores, maps = (
             np.mean(votes, axis=0) for votes in zip(*(_score(it, frames_BHWC) for it in voters), strict=True)
         )
-        if self.profiles:
-            scores = self.profiles[-1 if fold is None else fold].excess(maps).max(axis=(1, 2))
+        if self.profile is not None and fold is None:
+            scores = self.profile.excess(maps).max(axis=(1, 2))
         return scores, maps
 
     def seed_threshold(self, height: int, width: int) -> float | NDArray[np.float32]:
@@ -91,10 +90,9 @@ class Artifact:
         """
         assert self.calibration is not None, "thresholds are there once an artifact is calibrated"  # noqa: S101
         high = self.calibration.pixel_threshold_high
-        if not self.profiles:
+        if self.profile is None:
             return high
-        profile = self.profiles[-1]
-        limit_HW = profile.mean_HW + np.float32(self.calibration.image_threshold) * profile.spread_HW
+        limit_HW = self.profile.mean_HW + np.float32(self.calibration.image_threshold) * self.profile.spread_HW
         return np.minimum(to_map(limit_HW[np.newaxis], self.plan, height, width), np.float32(high))
 
 
@@ -115,9 +113,8 @@ def save_artifact(artifact: Artifact, path: Path) -> None:
         for index, member in enumerate(artifact.members)
         for name, value in member.state().items()
     }
-    if artifact.profiles:
-        weights[_PROFILE_MEAN] = np.stack([profile.mean_HW for profile in artifact.profiles])
-        weights[_PROFILE_SPREAD] = np.stack([profile.spread_HW for profile in artifact.profiles])
+    if artifact.profile is not None:
+        weights |= {_PROFILE_MEAN: artifact.profile.mean_HW, _PROFILE_SPREAD: artifact.profile.spread_HW}
     save_file(weights, partial / "weights.safetensors")
     (partial / "config.yaml").write_text(dump_config(artifact.config), encoding="utf-8")
     described = {
@@ -160,19 +157,13 @@ def load_artifact(path: Path) -> Artifact:
         calibration=_calibration(calibration) if calibration else None,
         config=config,
         card=described["card"],
-        profiles=_profiles(weights),
+        profile=NormalProfile(weights[_PROFILE_MEAN], weights[_PROFILE_SPREAD]) if _PROFILE_MEAN in weights else None,
     )
 
 
 def _member_state(weights: State, index: int) -> State:
     prefix = f"{index}/"
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-
-
-def _profiles(weights: State) -> tuple[NormalProfile, ...]:
-    if _PROFILE_MEAN not in weights:
-        return ()
-    return tuple(map(NormalProfile, weights[_PROFILE_MEAN], weights[_PROFILE_SPREAD]))
 
 
 def _load_member(method_name: str, config: RunConfig, state: State, path: Path) -> Method:

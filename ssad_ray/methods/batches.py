@@ -69,7 +69,7 @@ def planted_shard(
         image = clean
         if kind < labelled_fraction + planted_fraction:
             other = _draw(frames, frames.is_good_N, rng)[0]
-            image, change = _planted(clean, other, rng)
+            image, change = plant_several(clean, other, rng)
             target = body(change).astype(np.float32)
         items.append((clean, image, target, weight, np.float32(1)))
     names = ("clean", "image", "target", "weight", "is_good")
@@ -91,7 +91,7 @@ def body(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel)[side:-side, side:-side] > 0
 
 
-def _planted(
+def plant_several(
     image: NDArray[np.uint8], other: NDArray[np.uint8], rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Plant one defect, and with falling odds more, over and beside each other: real damage is of several kinds."""

@@ -1,43 +1,28 @@
 """Pretext task: good images -> a calibrated detector, cross-fitted."""
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from ssad_ray import __version__
 from ssad_ray.config import RunConfig
-from ssad_ray.core.calibration import calibrate
-from ssad_ray.core.framing import FramePlan, to_frames, to_map
-from ssad_ray.core.images import decode
-from ssad_ray.core.profile import cross_fitted
-from ssad_ray.core.records import Sample
+from ssad_ray.core.framing import FramePlan
 from ssad_ray.core.rng import generator
-from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.datasets.splits import digest
 from ssad_ray.methods import load_method
 from ssad_ray.methods.artifact import Artifact, load_artifact, save_artifact
 from ssad_ray.methods.base import Method, State, TrainingFrames
+from ssad_ray.pipelines.calibrate import calibrated
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.frames import collect_frames, plan_frames
 from ssad_ray.pipelines.run import Announce, Run
-from ssad_ray.pipelines.stream import Progress, Row, stream
 from ssad_ray.pipelines.training import Member, train_members
-
-NUM_LEAST_NORMAL = 6
-"""How many of the good images that score highest are named in an artifact's card."""
 
 SEEN_BY_ALL = -1
 """Fold of a frame that no member leaves out."""
-
-_HELD_OUT_SCHEMA = pa.schema(
-    [("score", pa.float64()), ("height", pa.int64()), ("width", pa.int64()), ("maps", pa.binary())]
-)
 
 
 def fit(run: Run, name: str, method: str, announce: Announce) -> None:
@@ -122,56 +107,6 @@ def _initial_states(config: RunConfig) -> list[State | None]:
         return [None] * num_folds
     sources = load_artifact(Path(source_path)).members
     return [sources[fold % len(sources)].state() for fold in range(num_folds)]
-
-
-def calibrated(draft_path: Path, rows: Sequence[ManifestRow], config: RunConfig, progress: Progress) -> Artifact:
-    """Return a saved artifact with thresholds from good images, each scored by the member that did not see it.
-
-    Its card names those that scored highest: one that is defective after all raises the thresholds.
-    """
-    artifact = load_artifact(draft_path)
-    folds = assign_folds(rows, config.calibration.folds, config.seed)
-    worker = partial(HeldOutScorer, draft_path, folds, config)
-    plan, shape = artifact.plan, (-1, artifact.plan.height, artifact.plan.width)
-    results: Iterable[Row] = (
-        row | {"maps": np.frombuffer(row["maps"], np.float32).reshape(shape)}
-        for row in stream(rows, worker, _HELD_OUT_SCHEMA, config, progress)
-        if row["error"] is None
-    )
-    if plan.mode == "resize":
-        results = list(results)
-        fold_N = np.array([folds[row["sample_id"]] for row in results])
-        profiles = cross_fitted(np.concatenate([row["maps"] for row in results]), fold_N, config.calibration.folds)
-        artifact = replace(artifact, profiles=profiles)
-        for row, fold in zip(results, fold_N, strict=True):
-            row["score"] = float(profiles[fold].excess(row["maps"]).max())
-    scores: list[tuple[float, str]] = []
-
-    def scored_maps() -> Iterator[tuple[float, NDArray[np.float32]]]:
-        for row in results:
-            scores.append((row["score"], row["sample_id"]))
-            yield row["score"], to_map(row["maps"], plan, row["height"], row["width"])
-
-    options = config.calibration
-    rates = options.false_alarm_level, options.pixel_fpr_high, options.pixel_fpr_low
-    calibration = calibrate(scored_maps(), len(rows), *rates)
-    highest = [{"sample_id": name, "score": score} for score, name in sorted(scores, reverse=True)[:NUM_LEAST_NORMAL]]
-    return replace(artifact, calibration=calibration, card={**artifact.card, "least_normal": highest})
-
-
-class HeldOutScorer:
-    """The worker: scores a good image with the member that did not see it."""
-
-    def __init__(self, artifact_path: Path, folds: Mapping[str, int], config: RunConfig) -> None:
-        self.artifact, self.folds, self.config = load_artifact(artifact_path), folds, config
-
-    def __call__(self, sample: Sample, data: bytes) -> Row:
-        """Return the score and the maps of one image's frames."""
-        image = decode(data, self.config.data.max_image_px)
-        frames = to_frames(image, self.artifact.plan)
-        scores, maps = self.artifact.score_frames(frames, self.folds[sample.sample_id])
-        height, width = image.shape[:2]
-        return {"score": float(scores.max()), "height": height, "width": width, "maps": maps.tobytes()}
 
 
 def _fitted(method: str, config: RunConfig, state: State) -> Method:

@@ -17,10 +17,11 @@ from scipy import stats
 
 from ssad_ray.config import RunConfig
 from ssad_ray.core.calibration import conformal_threshold
-from ssad_ray.core.framing import to_frames
+from ssad_ray.core.framing import FramePlan, to_frames
 from ssad_ray.core.images import decode
 from ssad_ray.core.metrics.intervals import binomial_interval
 from ssad_ray.core.metrics.ranking import rank_scores
+from ssad_ray.core.profile import HeldOutProfiles
 from ssad_ray.core.records import Sample
 from ssad_ray.core.rng import generator
 from ssad_ray.core.synthesis.families import plant
@@ -32,7 +33,15 @@ from ssad_ray.pipelines.run import Announce, Run, read_json, write_json
 from ssad_ray.pipelines.stream import Progress, Row, stream
 
 _PER_PLANT = pa.list_(pa.float64())
-_SCHEMA = pa.schema([("score", pa.float64()), ("planted_scores", _PER_PLANT), ("planted_precisions", _PER_PLANT)])
+_SCHEMA = pa.schema(
+    [
+        ("score", pa.float64()),
+        ("map", pa.binary()),
+        ("planted_scores", _PER_PLANT),
+        ("planted_maps", pa.binary()),
+        ("planted_precisions", _PER_PLANT),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +147,9 @@ def measure(
     folds = assign_folds(rows, config.calibration.folds, config.seed)
     worker = partial(PlantedJudge, artifact_path, folds, config, len(rows))
     results = [row for row in stream(rows, worker, _SCHEMA, config, progress) if row["error"] is None]
+    plan = load_artifact(artifact_path).plan
+    if plan.mode == "resize":
+        _score_by_place(results, plan, rows)
     scores = np.array([row["score"] for row in results])
     fold = np.array([folds[row["sample_id"]] for row in results])
     thresholds = _thresholds(scores, fold, config.calibration.false_alarm_level)
@@ -154,16 +166,19 @@ class PlantedJudge:
         self.num_plants = -(-config.gate.num_planted // num_images)
 
     def __call__(self, sample: Sample, data: bytes) -> Row:
-        """Return the clean score, and score and precision of every plant."""
+        """Return the clean score, score and precision of every plant, and, where frames have places, the maps."""
         image = decode(data, self.config.data.max_image_px)
         fold = self.folds[sample.sample_id]
-        score, _ = self.artifact.score(image, fold)
         frames = to_frames(image, self.artifact.plan)
+        clean_scores, clean_maps = self.artifact.score_frames(frames, fold)
         plants = [self._plant(frames, sample.sample_id, index) for index in range(self.num_plants)]
         scores, maps = self.artifact.score_frames(np.stack([frame for frame, _ in plants]), fold)
         rankings = [rank_scores(m.ravel(), mask.ravel()) for m, (_, mask) in zip(maps, plants, strict=True)]
+        has_places = self.artifact.plan.mode == "resize"
         return {
-            "score": score,
+            "score": float(clean_scores.max()),
+            "map": clean_maps.tobytes() if has_places else None,
+            "planted_maps": maps.tobytes() if has_places else None,
             "planted_scores": scores.astype(float).tolist(),
             "planted_precisions": [ranking.average_precision if ranking else 0.0 for ranking in rankings],
         }
@@ -174,6 +189,20 @@ class PlantedJudge:
         rng = generator(self.config.seed, "gate", sample_id, index)
         planted, mask = plant(frames[int(rng.integers(len(frames)))], rng, HELD_OUT_FAMILIES)
         return planted, body(mask)
+
+
+def _score_by_place(results: Sequence[Row], plan: FramePlan, rows: Sequence[ManifestRow]) -> None:
+    """Replace scores by the excess over a profile that neither the image nor a near duplicate had a part in."""
+    group_of = {row.sample_id: row.group for row in rows}
+    groups = [group_of[row["sample_id"]] for row in results]
+    shape = (-1, plan.height, plan.width)
+    maps = np.concatenate([np.frombuffer(row["map"], np.float32).reshape(shape) for row in results])
+    profiles = HeldOutProfiles(maps, groups)
+    for row, group, clean in zip(results, groups, maps, strict=True):
+        profile = profiles.without(group)
+        row["score"] = float(profile.excess(clean).max())
+        planted = np.frombuffer(row["planted_maps"], np.float32).reshape(shape)
+        row["planted_scores"] = profile.excess(planted).max(axis=(1, 2)).tolist()
 
 
 def _thresholds(scores: NDArray[np.float64], fold: NDArray[np.int64], level: float) -> NDArray[np.float64]:

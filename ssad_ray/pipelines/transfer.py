@@ -40,4 +40,4 @@ def _adopt(run: Run, name: str, source_path: Path, announce: Announce) -> None:
         raise ArtifactError(
             f"--init-from {source_path} has {len(source.members)} members; set calibration.folds={len(source.members)}"
         )
-    publish(run, name, replace(source, name=name, calibration=None, profiles=()), announce)
+    publish(run, name, replace(source, name=name, calibration=None, profile=None), announce)

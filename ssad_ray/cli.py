@@ -260,7 +260,7 @@ def _working(
     from ssad_ray.pipelines.session import session
 
     with _progress() as announce:
-        prepare(run, data, protocol.value if protocol else None, announce("catalogue"))
+        prepare(run, data, protocol.value if protocol else None, announce)
         resources = run.config.resources
         with session(resources, address, dashboard=resources.train_workers > 0):
             yield announce

@@ -10,8 +10,10 @@ Protocols:
 - `full`: train is every good image shipped for train (of a data set without stages: half of the good ones); all
   others go half to online, half to test, each defect type by itself.
 
-Images without known defect type cannot judge: `full` sends them online, routine 1 leaves them out;
-good images with nothing but such company all train. A group never has images in two of train, online and test. Order
+A data set has stages if it ships images of known type for test.
+
+Images without known defect type cannot judge: `full` sends them online, routine 1 leaves them out; good images with
+nothing but such company all train. A group never has images in two of train, online and test. Order
 comes from hashes of (seed, group), so a further image moves at most the images next to a boundary.
 """
 

@@ -1,15 +1,15 @@
 """From a data set to a run's manifest and split."""
 
 from ssad_ray.core.storage import absolute
-from ssad_ray.datasets.catalog import UNKNOWN, Catalog, Progress, catalog
+from ssad_ray.datasets.catalog import UNKNOWN, Catalog, catalog
 from ssad_ray.datasets.manifest import ManifestRow, write_manifest
 from ssad_ray.datasets.splits import Protocol, save_split, split
 from ssad_ray.errors import ConfigError, DataError
-from ssad_ray.pipelines.run import Run, read_json
+from ssad_ray.pipelines.run import Announce, Run, read_json
 
 
 def prepare(
-    run: Run, data_uri: str | None = None, protocol: Protocol | None = None, progress: Progress | None = None
+    run: Run, data_uri: str | None = None, protocol: Protocol | None = None, announce: Announce | None = None
 ) -> None:
     """Catalogue a data set and split it, unless the run has its data already.
 
@@ -17,7 +17,7 @@ def prepare(
         run: Whose data.
         data_uri: Where images are; not needed by a run that has its data.
         protocol: How they are shared out; `full` by default.
-        progress: Called with (files looked at, files in all).
+        announce: Where progress is shown.
 
     Raises:
         ConfigError: The run has other data, or the data set holds several products and none is chosen.
@@ -29,6 +29,7 @@ def prepare(
     if data_uri is None:
         raise DataError(f"{run.path} has no data yet; name it with --data")
     run.path.mkdir(parents=True, exist_ok=True)
+    progress = announce("catalogue") if announce else None
     rows = _one_category(catalog(data_uri, run.config.data, progress), run.config.data.category)
     broken = sum(row.error is not None for row in rows)
     if broken > run.config.data.max_error_fraction * len(rows):

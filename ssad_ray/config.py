@@ -133,9 +133,8 @@ class GateConfig(Section):
     """When a challenger replaces the champion; judged without ground truth."""
 
     num_planted: int = Field(256, ge=8, le=100_000, description="Good images with planted defects judged per model.")
-    confidence: float = Field(
-        0.95, gt=0.5, lt=1.0, description="Level of each test, and of the bounds of false-alarm rates."
-    )
+    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of each test and of the false-alarm bounds.")
+    precision_margin: Fraction = Field(0.02, description="Loss of precision on planted defects that is accepted.")
 
 
 class ResourcesConfig(Section):

@@ -1,8 +1,13 @@
 import dataclasses
 
-from ssad_ray.pipelines.gate import GateFigures, decide
+from ssad_ray.pipelines.gate import Decision, GateFigures
+from ssad_ray.pipelines.gate import decide as decide_with_margin
 
 NUM_GOOD = 40
+
+
+def decide(champion: GateFigures, challenger: GateFigures, confidence: float) -> Decision:
+    return decide_with_margin(champion, challenger, confidence, precision_margin=0.02)
 
 
 def figures(alarms: int = 1, found: int = 50, lost_first: bool = False, precision: float = 0.6) -> GateFigures:
@@ -60,3 +65,9 @@ def test_losing_as_many_plants_as_are_gained_is_no_reason_to_refuse():
 def test_more_plants_found_or_fewer_false_alarms_than_chance_explains_are_better():
     assert decide(figures(found=40), figures(found=60), 0.95).is_promoted
     assert decide(figures(alarms=9), figures(alarms=2), 0.95).is_promoted
+
+
+def test_a_loss_of_precision_within_the_margin_is_accepted_for_more_plants_found():
+    assert decide(figures(found=40), figures(found=60, precision=0.585), 0.95).is_promoted
+    assert not decide(figures(found=40), figures(found=60, precision=0.575), 0.95).is_promoted
+    assert not decide(figures(found=40), figures(found=40, precision=0.585), 0.95).is_promoted

@@ -95,7 +95,7 @@ def run_gate(run: Run, challenger: str, announce: Announce) -> Decision:
             for name in (champion, challenger)
         )
         confidence = run.config.gate.confidence
-        decision = decide(old, new, confidence)
+        decision = decide(old, new, confidence, run.config.gate.precision_margin)
         figures = {
             "champion": _described(champion, old, confidence),
             "challenger": _described(challenger, new, confidence),
@@ -106,19 +106,22 @@ def run_gate(run: Run, challenger: str, announce: Announce) -> Decision:
     return decision
 
 
-def decide(champion: GateFigures, challenger: GateFigures, confidence: float) -> Decision:
+def decide(champion: GateFigures, challenger: GateFigures, confidence: float, precision_margin: float) -> Decision:
     """Promote a challenger that is significantly better somewhere and significantly worse nowhere.
 
     Compared are, image by image, the false alarms and, plant by plant, which are found (exact McNemar tests) and the
-    precision of the maps (Wilcoxon's signed ranks).
+    precision of the maps (Wilcoxon's signed ranks). Precision is worse only where it falls by more than the margin.
     """
-    leads = {
-        "false alarms": (_sign_test, np.subtract(champion.is_alarm, challenger.is_alarm, dtype=float)),
-        "planted defects found": (_sign_test, np.subtract(challenger.is_found, champion.is_found, dtype=float)),
-        "precision on them": (_signed_ranks, np.subtract(challenger.precisions, champion.precisions)),
+    alarms = np.subtract(champion.is_alarm, challenger.is_alarm, dtype=float)
+    found = np.subtract(challenger.is_found, champion.is_found, dtype=float)
+    precision = np.subtract(challenger.precisions, champion.precisions)
+    p_values = {  # of being worse, of being better
+        "false alarms": (_sign_test(-alarms), _sign_test(alarms)),
+        "planted defects found": (_sign_test(-found), _sign_test(found)),
+        "precision on them": (_signed_ranks(-precision - precision_margin), _signed_ranks(precision)),
     }
-    worse = [name for name, (p_value, lead) in leads.items() if p_value(-lead) < 1.0 - confidence]
-    better = [name for name, (p_value, lead) in leads.items() if p_value(lead) < 1.0 - confidence]
+    worse = [name for name, (p_value, _) in p_values.items() if p_value < 1.0 - confidence]
+    better = [name for name, (_, p_value) in p_values.items() if p_value < 1.0 - confidence]
     outcome = f"refused, worse in {', '.join(worse)}" if worse else "refused, no better"
     if better and not worse:
         outcome = f"promoted, better in {', '.join(better)}"

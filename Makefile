@@ -14,7 +14,7 @@ help: ## Show this list
 
 setup: $(READY) ## Install everything into .venv, exactly as locked
 
-demo: $(READY) ## Run the whole loop on the embedded synthetic product
+demo: $(READY) ## Run the whole loop on a synthetic product
 	$(BIN)/ssad demo
 
 test: $(READY) ## Run all tests that need no GPU

@@ -61,7 +61,7 @@ def ssad() -> None:
 def demo(
     out: Out = Path("runs/demo"), config: Config = None, set_: Set = None, seed: Seed = None, address: Address = None
 ) -> None:
-    """Run the whole loop on the embedded synthetic product, by default with fewer training steps."""
+    """Run the whole loop on a synthetic product, by default with fewer training steps."""
     from ssad_ray.datasets.synthetic import write_synthetic
 
     run = _open(out, config, [*(() if config else _DEMO), *(set_ or ())], seed)

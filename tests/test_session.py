@@ -12,7 +12,7 @@ from ray.exceptions import RayTaskError
 from ray.train import WorkerGroupError
 
 from ssad_ray.config import ResourcesConfig, validate_config
-from ssad_ray.errors import ArtifactError, UnavailableError
+from ssad_ray.errors import ArtifactError, ConfigError, UnavailableError
 from ssad_ray.methods.base import TrainingFrames
 from ssad_ray.methods.pixel_reference import PixelReference
 from ssad_ray.pipelines.session import _own_folder, our_errors, session, unwrap
@@ -102,6 +102,11 @@ def test_training_that_no_node_has_cpus_for_is_refused_instead_of_waiting(tmp_pa
     frames = TrainingFrames.of_good(np.zeros((2, 16, 16, 3), np.uint8))
     with session(RESOURCES), pytest.raises(UnavailableError, match=r"1 workers of 64 logical CPUs each.*room for 0"):
         train_members(PixelReference, config, frames, [Member(np.ones(2, bool), seed=0)], tmp_path)
+
+
+def test_ray_client_is_refused_because_ray_data_does_not_run_through_it():
+    with pytest.raises(ConfigError, match="on a node of the cluster"), session(RESOURCES, "ray://127.0.0.1:10001"):
+        pass
 
 
 def test_a_session_without_gpus_hides_them_and_gives_them_back(monkeypatch):

@@ -17,7 +17,7 @@ from ray.data import DataContext
 from ray.exceptions import RayError, RayTaskError
 
 from ssad_ray.config import ResourcesConfig
-from ssad_ray.errors import InspectionError, UnavailableError
+from ssad_ray.errors import ConfigError, InspectionError, UnavailableError
 
 SPARE_CPUS = 2
 """Logical CPUs that actor pools leave free. Ray Data waits forever, without a word, when a pool takes all CPUs and
@@ -40,6 +40,7 @@ def session(resources: ResourcesConfig, address: str | None = None, *, dashboard
         dashboard: Whether a private cluster gets Ray's dashboard on 127.0.0.1; Ray Train asks it for states.
 
     Raises:
+        ConfigError: The address is one of Ray Client.
         UnavailableError: Ray does not start, or no cluster answers at the address.
     """
     if ray.is_initialized():
@@ -141,6 +142,11 @@ def _own_folder() -> Iterator[str]:
 
 @contextmanager
 def _joined(address: str) -> Iterator[None]:
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"{address} is an address of Ray Client, through which Ray Data does not run; run the command on a node of "
+            "the cluster, with --address auto or host:port"
+        )
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (RuntimeError, ValueError, OSError, RayError) as error:

@@ -55,8 +55,7 @@ def calibrated(draft_path: Path, rows: Sequence[ManifestRow], config: RunConfig,
         for row in stream(rows, worker, _SCHEMA, config, progress)
         if row["error"] is None
     )
-    if plan.mode == "resize":
-        results = list(results)
+    if plan.mode == "resize" and (results := list(results)):
         group_of = {row.sample_id: row.group for row in rows}
         groups = [group_of[row["sample_id"]] for row in results]
         profiles = HeldOutProfiles(np.concatenate([row["maps"] for row in results]), groups)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -41,7 +41,6 @@ def verdict(anomaly_map: Map, is_anomalous: bool, regions: list[DefectRegion]) -
     return Verdict("a.png@0", "a.png", height, width, 9.0, 0.1, is_anomalous, tuple(regions))
 
 
-@settings(deadline=None)
 @given(arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 15)), elements=st.sampled_from([0, 1, 2, 3])))
 def test_hysteresis_is_that_of_a_plain_reconstruction(anomaly_map: Map) -> None:
     regions, num_found = find_regions(anomaly_map, 2.5, 1.5, min_area_px=1)
@@ -64,6 +63,34 @@ def test_regions_come_by_falling_peak_with_tight_boxes() -> None:
     anomaly_map[40:50, 5:8] = 9
     regions, _ = find_regions(anomaly_map, 6.0, 3.0, min_area_px=4)
     assert [(r.box, r.peak, r.area_px) for r in regions] == [((5, 40, 8, 50), 9, 30), ((70, 10, 80, 14), 7, 40)]
+
+
+def test_where_seeds_differ_by_place_regions_still_come_by_falling_peak() -> None:
+    anomaly_map = blank()
+    anomaly_map[10:14, 70:80] = 6
+    anomaly_map[40:50, 5:8] = 8
+    anomaly_map[40, 5] = 5
+    seeds_above = np.full(anomaly_map.shape, 5.5, np.float32)
+    seeds_above[40:50, 5:8] = 10
+    seeds_above[40, 5] = 4
+    regions, _ = find_regions(anomaly_map, seeds_above, 3.0, min_area_px=4)
+    assert [region.peak for region in regions] == [8, 6]
+
+
+def test_a_small_piece_inside_a_hole_of_another_belongs_to_one_region_only() -> None:
+    anomaly_map = blank()
+    anomaly_map[10:19, 10:19] = 7
+    anomaly_map[12:17, 12:17] = 1
+    anomaly_map[14, 14] = 9
+    (peak, ring), _ = find_regions(anomaly_map, 6.0, 3.0, min_area_px=30)
+    assert (peak.area_px, peak.peak) == (1, 9)
+    assert (ring.area_px, ring.peak) == (81 - 1, 7)
+
+
+def test_of_small_pieces_that_rise_equally_one_is_kept() -> None:
+    anomaly_map = blank()
+    anomaly_map[10, 10] = anomaly_map[30, 30] = anomaly_map[50, 50] = 9
+    assert find_regions(anomaly_map, 6.0, 3.0, min_area_px=4)[1] == 1
 
 
 def test_small_pieces_are_dropped_but_never_the_one_with_the_peak() -> None:

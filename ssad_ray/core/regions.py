@@ -77,7 +77,7 @@ def find_regions(
         min_area_px: Pixels.
 
     Returns:
-        At most 1000 regions by falling peak, and how many there were before this limit.
+        At most 1000 regions by falling peak, no two with a common pixel, and how many there were before this limit.
 
     Raises:
         DataError: The map is not two-dimensional or not finite.
@@ -88,11 +88,12 @@ def find_regions(
     if not is_seed.any():
         return [], 0
     labels, stats = _components((anomaly_map > threshold_low) | is_seed, connectivity=8)
-    peaks = _largest(anomaly_map, labels, len(stats), is_seed)
-    rises = _largest(excess, labels, len(stats), is_seed)
-    is_kept = (stats[:, cv2.CC_STAT_AREA] >= min_area_px) | (rises == rises.max())
-    found = np.flatnonzero(is_kept & (rises > 0))
+    peaks, rises = (_largest(values, labels, len(stats)) for values in (anomaly_map, excess))
+    is_found = (stats[:, cv2.CC_STAT_AREA] >= min_area_px) & (rises > 0)
+    is_found[np.argmax(rises)] = True
+    found = np.flatnonzero(is_found)
     order = found[np.argsort(-peaks[found], kind="stable")][:MAX_REGIONS]
+    labels[~is_found[labels]] = 0
     regions = [_cut_out(anomaly_map, excess, labels, label, stats[label], min_area_px) for label in order]
     return regions, len(found)
 
@@ -141,7 +142,7 @@ def to_defect_regions(
 
 
 def region_confidence(excess: float, mean: float, calibration: Calibration) -> float:
-    """Return how far a region stands above the thresholds, in [0, 1).
+    """Return how far a region stands above the thresholds, in [0, 1].
 
     With `z` the mean of its excess over the high and of its mean value's excess over the low threshold, both in
     units of the normal maps' spread, this is `z / (1 + z)`: 0 at the thresholds, 1/2 one spread above them, and
@@ -214,12 +215,11 @@ def _components(mask: NDArray[np.bool_], connectivity: int) -> tuple[NDArray[np.
     return labels.astype(np.int32, copy=False), stats.astype(np.int32, copy=False)
 
 
-def _largest(
-    values: NDArray[np.float32], labels: NDArray[np.int32], num_labels: int, counts: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    """Return per label the largest value of its pixels that count; -inf where none does."""
+def _largest(values: NDArray[np.float32], labels: NDArray[np.int32], num_labels: int) -> NDArray[np.float32]:
+    """Return per label the largest value of its pixels; -inf for label 0, which is no piece."""
     largest = np.full(num_labels, -np.inf, np.float32)
-    np.maximum.at(largest, labels[counts], values[counts])
+    is_piece = labels > 0
+    np.maximum.at(largest, labels[is_piece], values[is_piece])
     return largest
 
 
@@ -233,7 +233,8 @@ def _cut_out(
 ) -> MapRegion:
     x0, y0, columns, rows = stats[:4].tolist()
     at = np.s_[y0 : y0 + rows, x0 : x0 + columns]
-    mask = _without_small_holes(labels[at] == label, min_area_px)
+    is_other = (labels[at] > 0) & (labels[at] != label)
+    mask = _without_small_holes(labels[at] == label, min_area_px) & ~is_other
     values = anomaly_map[at][mask]
     box = (x0, y0, x0 + columns, y0 + rows)
     rise = float(excess[at][mask].max())

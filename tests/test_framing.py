@@ -62,13 +62,26 @@ def test_a_resized_map_keeps_height_and_width_apart():
     assert np.unravel_index(joined.argmax(), joined.shape)[1] < 20
 
 
+def test_a_thin_line_is_seen_where_one_side_shrinks_and_the_other_grows():
+    for row in range(20, 40):
+        image = np.full((1600, 20, 3), 200, np.uint8)
+        image[row : row + 3] = 0
+        assert to_frames(image, FramePlan("resize", 96, 32)).min() < 185
+
+
+def test_a_map_that_shrinks_keeps_its_mean():
+    anomaly_map = generator(0, "map").random((1, 64, 64), np.float32)
+    joined = to_map(anomaly_map, FramePlan("resize", 64, 64), 16, 100)
+    assert joined.mean() == pytest.approx(anomaly_map.mean(), rel=0.02)
+
+
 @pytest.mark.parametrize("plan", [FramePlan("resize", 48, 32), FramePlan("tile", 48, 32, 1.5, 0.25)])
 def test_training_planes_are_cut_at_one_place(plan):
     image = generator(0, "cut").integers(0, 255, (40, 90, 3), np.uint8)
     target = image[..., 0].astype(np.float32)
     frame, cut = random_frame([image, target], plan, generator(0, "where"))
     assert frame.shape == (48, 32, 3)
-    np.testing.assert_allclose(frame[..., 0], cut, atol=1.0)
+    np.testing.assert_allclose(frame[..., 0], cut, atol=1.5)  # each of two steps rounds to uint8
 
 
 @pytest.mark.parametrize("length", [64, 65, 128, 300, 2000])

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssad_ray.config import InputConfig
+from ssad_ray.core.images import resize
 
 ALIGNED_CORRELATION = 0.75
 """Mean correlation of thumbnails with their median above which parts count as aligned."""
@@ -65,7 +66,7 @@ def is_aligned(images: Sequence[NDArray[np.uint8]]) -> bool:
 def to_frames(image: NDArray[np.uint8], plan: FramePlan) -> NDArray[np.uint8]:
     """Return the frames (B, h, w, 3) uint8 that cover an image (H, W, 3)."""
     if plan.mode == "resize":
-        return _resize(image, plan.height, plan.width)[np.newaxis]
+        return resize(image, plan.height, plan.width)[np.newaxis]
     scaled = _pad(_scaled(image, plan.scale), plan)
     tops, lefts = _corners(scaled.shape, plan)
     return np.stack([scaled[y : y + plan.height, x : x + plan.width] for y in tops for x in lefts])
@@ -74,7 +75,7 @@ def to_frames(image: NDArray[np.uint8], plan: FramePlan) -> NDArray[np.uint8]:
 def to_map(maps_BHW: NDArray[np.float32], plan: FramePlan, height: int, width: int) -> NDArray[np.float32]:
     """Join the maps of an image's frames into one (height, width) float32 map; overlaps are blended, without seams."""
     if plan.mode == "resize":
-        return _enlarge(maps_BHW[0], height, width)
+        return resize(maps_BHW[0], height, width)
     scaled_height, scaled_width = _scaled_shape((height, width), plan.scale)
     padded_shape = max(scaled_height, plan.height), max(scaled_width, plan.width)
     tops, lefts = _corners(padded_shape, plan)
@@ -85,7 +86,7 @@ def to_map(maps_BHW: NDArray[np.float32], plan: FramePlan, height: int, width: i
         total[y : y + plan.height, x : x + plan.width] += anomaly_map * window
         weight[y : y + plan.height, x : x + plan.width] += window
     total /= weight
-    return _enlarge(total[:scaled_height, :scaled_width], height, width)
+    return resize(total[:scaled_height, :scaled_width], height, width)
 
 
 def random_frame(
@@ -106,7 +107,7 @@ def random_frame(
         showing: (H, W); a tile shows one of these pixels, each as likely as the other. Anything where there is none.
     """
     if plan.mode == "resize":
-        return [_resize(plane, plan.height, plan.width) for plane in planes]
+        return [resize(plane, plan.height, plan.width) for plane in planes]
     scaled = [_pad(_scaled(plane, plan.scale), plan) for plane in planes]
     y = _random_start(scaled[0].shape[0], plan.height, rng)
     x = _random_start(scaled[0].shape[1], plan.width, rng)
@@ -128,21 +129,12 @@ def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     return grey
 
 
-def _enlarge(anomaly_map: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    return cv2.resize(anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32, copy=False)
-
-
-def _resize(plane: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    shrinks = height * width < plane.shape[0] * plane.shape[1]
-    return cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
 def _scaled_shape(shape: tuple[int, ...], scale: float) -> tuple[int, int]:
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
 
 def _scaled(plane: NDArray[Any], scale: float) -> NDArray[Any]:
-    return plane if scale == 1.0 else _resize(plane, *_scaled_shape(plane.shape, scale))
+    return plane if scale == 1.0 else resize(plane, *_scaled_shape(plane.shape, scale))
 
 
 def _pad(plane: NDArray[Any], plan: FramePlan) -> NDArray[Any]:

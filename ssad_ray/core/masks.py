@@ -100,11 +100,6 @@ def run_lengths(mask: RunLengthMask) -> NDArray[np.int64]:
     return runs
 
 
-def mask_area(mask: RunLengthMask) -> int:
-    """Return the number of set pixels."""
-    return int(run_lengths(mask)[1::2].sum())
-
-
 def mask_box(mask: RunLengthMask) -> PixelBox:
     """Return the tight half-open box `(x0, y0, x1, y1)`; an empty mask has the empty box (0, 0, 0, 0)."""
     runs = run_lengths(mask)
@@ -181,7 +176,7 @@ def _coco(mask: RunLengthMask) -> dict[str, object]:
 
 
 def _parse_counts(text: str) -> NDArray[np.int64] | None:
-    """Read COCO's text: 5-bit little-endian groups, from the third number on as differences to the last but one."""
+    """Read COCO's text: 5-bit little-endian groups, from the fourth number on as differences to the last but one."""
     if not text.isascii():
         return None
     digits = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48

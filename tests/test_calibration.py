@@ -65,7 +65,6 @@ def test_a_supported_level_is_stated_without_reservation() -> None:
     assert "not supported" not in calibration.rule
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(-1, 10), st.floats(0.01, 0.99))
 def test_an_image_is_above_the_threshold_exactly_when_its_p_value_is_at_or_below_the_level(
     scores: list[int], score: int, level: float
@@ -120,7 +119,7 @@ def test_hot_outliers_cannot_lift_the_seed_threshold_above_the_peaks_at_the_imag
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(-1e6, 1e6, width=32), st.integers(1, 4))
 def test_constant_maps_give_finite_distinct_thresholds_that_no_normal_pixel_passes(value: float, num: int) -> None:
     maps = [np.full((5, 8), value, np.float32)] * num

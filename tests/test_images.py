@@ -139,7 +139,7 @@ def test_the_limit_itself_is_accepted():
         images.decode(encoded(RGB, "PNG"), HEIGHT * WIDTH - 1)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     format_name=st.sampled_from(FORMATS),
     edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=12),

@@ -60,7 +60,7 @@ REGIONS = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.builds(
         Verdict,

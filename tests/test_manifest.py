@@ -22,7 +22,7 @@ ROWS = st.builds(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(rows=st.lists(ROWS, max_size=3))
 def test_rows_survive_parquet_unchanged(rows, tmp_path_factory):
     uri = str(tmp_path_factory.mktemp("m") / "清单 1.parquet")

@@ -11,7 +11,7 @@ from pycocotools.cocoeval import COCOeval
 from ssad_ray.core.metrics.objects import ImageBoxes, box_iou, coco_precision, tianchi_score
 
 # A shared machine makes single examples slow at random.
-unhurried = settings(deadline=None, max_examples=60)
+few_examples = settings(max_examples=60)
 CORNERS = st.tuples(st.integers(0, 6), st.integers(0, 9), st.integers(1, 6), st.integers(1, 9))
 
 
@@ -93,7 +93,7 @@ def voc_by_definition(images, threshold, kind):
     return sum(max(precision[i:]) for i, hit in enumerate(hits) if hit) / num_true
 
 
-@unhurried
+@few_examples
 @given(images())
 def test_coco_precision_equals_that_of_pycocotools(images):
     ours = coco_precision(images)
@@ -123,7 +123,7 @@ def test_a_set_without_true_boxes_has_no_object_metrics():
     assert tianchi_score([]) is None
 
 
-@unhurried
+@few_examples
 @given(images(), st.booleans())
 def test_the_tianchi_score_equals_its_definition(images, class_agnostic):
     kinds = [None] if class_agnostic else sorted({name for image in images for name in image.true_types})

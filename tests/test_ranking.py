@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
@@ -8,7 +8,6 @@ from ssad_ray.core.metrics.ranking import rank_scores
 from ssad_ray.errors import DataError
 
 # A shared machine makes single examples slow at random.
-unhurried = settings(deadline=None)
 FEW_VALUES = st.sampled_from([-70.0, -1.5, 0.0, 0.25, 1.0, 16.7, 3e5])
 
 
@@ -20,7 +19,6 @@ def labelled_scores(draw):
     return np.array(values), np.array(labels)
 
 
-@unhurried
 @given(labelled_scores())
 def test_all_figures_equal_those_of_scikit_learn_for_ties_and_any_range(case):
     scores, labels = case
@@ -32,7 +30,6 @@ def test_all_figures_equal_those_of_scikit_learn_for_ties_and_any_range(case):
     assert ranking.f1_max == pytest.approx(f1.max(), abs=1e-12)
 
 
-@unhurried
 @given(labelled_scores(), st.sampled_from([np.float32, np.float64]))
 def test_scoring_above_the_threshold_reaches_the_largest_f1(case, dtype):
     scores, labels = case[0].astype(dtype), case[1]
@@ -41,7 +38,6 @@ def test_scoring_above_the_threshold_reaches_the_largest_f1(case, dtype):
     assert 2 * (called & labels).sum() / (called.sum() + labels.sum()) == pytest.approx(ranking.f1_max, abs=1e-12)
 
 
-@unhurried
 @given(labelled_scores())
 def test_only_the_order_of_the_scores_matters(case):
     scores, labels = case

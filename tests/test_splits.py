@@ -161,7 +161,7 @@ ROWS = st.lists(
 ).map(lambda specs: [row(f"{i}", kind, stage, f"group {group}") for i, (kind, stage, group) in enumerate(specs)])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=ROWS, protocol=st.sampled_from(PROTOCOLS), seed=st.integers(0, 9))
 def test_no_group_is_in_two_stages_and_only_good_images_train(rows, protocol, seed):
     try:

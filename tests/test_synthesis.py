@@ -59,7 +59,7 @@ def test_a_plant_is_a_pure_function_of_image_and_stream(family, product):
     assert not np.array_equal(first, other)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     family=st.sampled_from(ALL),
     height=st.integers(64, 200),

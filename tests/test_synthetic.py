@@ -48,7 +48,7 @@ def test_the_mask_is_exactly_where_the_defect_is(kind):
         assert change[mask].mean() > 4 * change[~near].mean()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(kind=st.sampled_from(KINDS), height=st.integers(64, 300), width=st.integers(64, 300), seed=st.integers(0, 9999))
 def test_every_defect_shows_at_any_size(kind, height, width, seed):
     image, mask = render_defect(kind, generator(seed), height, width)

@@ -54,14 +54,14 @@ def test_ten_images_support_nine_percent_and_the_rule_says_so() -> None:
     calibration = calibrated(normal_maps(10), level=0.01)
     assert calibration.false_alarm_level == pytest.approx(1 / 11)
     assert calibration.image_threshold == max(calibration.normal_scores)
-    assert "at most 9.09%" in calibration.rule
-    assert "the asked 1.00% is not supported and needs at least 99 images" in calibration.rule
+    assert "at most 9.09 %" in calibration.rule
+    assert "the asked 1 % is not supported and needs at least 99 images" in calibration.rule
 
 
 def test_a_supported_level_is_stated_without_reservation() -> None:
     calibration = calibrated(normal_maps(99), level=0.01)
     assert calibration.false_alarm_level == 0.01
-    assert "at most 1.00% (asked: 1.00%)" in calibration.rule
+    assert "at most 1 % (asked: 1 %)" in calibration.rule
     assert "not supported" not in calibration.rule
 
 
@@ -100,6 +100,15 @@ def test_the_order_of_the_images_changes_nothing() -> None:
     assert forward.pixel_threshold_high == backward.pixel_threshold_high
     assert forward.min_area_px == backward.min_area_px
     assert forward.map_scale == pytest.approx(backward.map_scale)
+
+
+def test_of_many_images_thresholds_are_still_exact() -> None:
+    rng = np.random.default_rng(3)
+    maps = [rng.standard_normal((20, 30)).astype(np.float32) for _ in range(400)]
+    calibration = calibrated(maps, level=0.5, high=2.001e-3, low=2.001e-2)
+    descending = np.sort(np.concatenate([m.ravel() for m in maps]))[::-1]
+    assert calibration.pixel_threshold_low == descending[int(2.001e-2 * descending.size)]
+    assert calibration.pixel_threshold_high == descending[int(2.001e-3 * descending.size)]
 
 
 def test_announcing_more_images_than_come_changes_nothing() -> None:

@@ -36,16 +36,17 @@ def calibrate(
     threshold exactly when its `p_value` is at or below it.
 
     The high pixel threshold is never above what the maps' own peaks reach at that level, so that an image judged
-    anomalous nearly always has a pixel to seed a region. The low one is strictly below it.
+    anomalous nearly always has a pixel to seed a region. The low one is strictly below it; where maps are so flat that
+    nothing lies between, the high one is moved up by the resolution of a float32.
 
-    `min_area_px` is the 99 % quantile of the areas of what stands above the low threshold on these normal images, but
-    no more than all that stands above it on the average one: of a few pieces the quantile is the largest, and one odd
-    image would then hide small defects for good.
+    `min_area_px` is the 99 % quantile of the areas of what stands above the value of rate `pixel_fpr_low` on these
+    normal images, but no more than all that stands above it on the average one: of a few pieces the quantile is the
+    largest, and one odd image would then hide small defects for good.
 
     Args:
         scored_maps: Score and anomaly map, (H, W) float32, of each held-out image, by a model that never saw it; of any
             sizes, read once. What is kept in memory are the most anomalous pixels, `num_images * pixel_fpr_low` maps'
-            worth of them.
+            worth of them, and as many again before they are sorted out.
         num_images: How many come at most.
         false_alarm_level: Asked image-level false-alarm probability.
         pixel_fpr_high: Mean per-image pixel false-positive rate of the high threshold.
@@ -67,6 +68,7 @@ def calibrate(
         peaks.append(float(anomaly_map.max()))
         moments.append((float(np.median(anomaly_map)), *_moments(anomaly_map)))
     _check_scores(scores, num_images)
+    tail.settle()
     image_threshold, promised_level = conformal_threshold(scores, false_alarm_level)
     peak_threshold, _ = conformal_threshold(peaks, false_alarm_level)
     false_growth = tail.threshold(len(scores) * pixel_fpr_low)
@@ -142,6 +144,12 @@ class _Tail:
 
     Attributes:
         budget: Total weight to keep, in images; thresholds for any smaller weight are exact.
+        shapes: Of each image.
+        values: Map values of the pixels, falling where they are settled.
+        pixels: Their indices in the flat map.
+        images: Which image they are of.
+        num_settled: How many pixels there were when they were last sorted and those that do not matter let go.
+        floor: No smaller value matters any more.
     """
 
     budget: float
@@ -149,24 +157,35 @@ class _Tail:
     values: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
     pixels: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     images: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    num_settled: int = 0
+    floor: float = -math.inf
 
     def add(self, anomaly_map: NDArray[np.float32]) -> None:
-        """Take an image in and let go of what the budget no longer covers."""
+        """Take an image in."""
         flat = anomaly_map.ravel()
         num_candidates = min(flat.size, math.floor(self.budget * flat.size) + 1)
         pixels = np.argpartition(flat, flat.size - num_candidates)[flat.size - num_candidates :]
+        pixels = pixels[flat[pixels] > self.floor]
         self.values = np.concatenate((self.values, flat[pixels]))
         self.pixels = np.concatenate((self.pixels, pixels))
-        self.images = np.concatenate((self.images, np.full(num_candidates, len(self.shapes))))
+        self.images = np.concatenate((self.images, np.full(len(pixels), len(self.shapes))))
         height, width = anomaly_map.shape
         self.shapes.append((height, width))
+        if len(self.values) > 2 * self.num_settled:
+            self.settle()
+
+    def settle(self) -> None:
+        """Sort the pixels and let go of what the budget does not cover."""
         order = np.argsort(-self.values)
         self.values, self.pixels, self.images = self.values[order], self.pixels[order], self.images[order]
         kept = np.searchsorted(self._weights(), self.budget, side="right") + 1
+        if kept <= len(self.values):
+            self.floor = float(self.values[kept - 1])
         self.values, self.pixels, self.images = self.values[:kept], self.pixels[:kept], self.images[:kept]
+        self.num_settled = len(self.values)
 
     def threshold(self, weight: float) -> float:
-        """Return the smallest value with at most this weight strictly above it."""
+        """Return the smallest value with at most this weight strictly above it; of a settled tail."""
         return float(self.values[np.searchsorted(self._weights(), weight, side="right")])
 
     def component_areas(self, threshold: float) -> list[int]:
@@ -211,11 +230,11 @@ def _rule(num_normals: int, asked: float, promised: float, pixel_fpr_high: float
     if promised > asked + 1e-9:
         num_needed = math.ceil(1.0 / asked - 1e-9) - 1
         level = (
-            f"at most {promised:.2%}, the lowest level that {num_normals} images support: the asked {asked:.2%} is not "
-            f"supported and needs at least {num_needed} images"
+            f"at most {100 * promised:.3g} %, the lowest level that {num_normals} images support: the asked {100 * asked:.3g} % "
+            f"is not supported and needs at least {num_needed} images"
         )
     else:
-        level = f"at most {promised:.2%} (asked: {asked:.2%})"
+        level = f"at most {100 * promised:.3g} % (asked: {100 * asked:.3g} %)"
     return (
         f"Split-conformal on {num_normals} held-out anomaly-free images: the probability that a normal image is called "
         f"anomalous is {level}; pixel thresholds at mean per-image false-positive rates of {pixel_fpr_high:g} (seeds, "

@@ -230,8 +230,8 @@ def _rule(num_normals: int, asked: float, promised: float, pixel_fpr_high: float
     if promised > asked + 1e-9:
         num_needed = math.ceil(1.0 / asked - 1e-9) - 1
         level = (
-            f"at most {100 * promised:.3g} %, the lowest level that {num_normals} images support: the asked {100 * asked:.3g} % "
-            f"is not supported and needs at least {num_needed} images"
+            f"at most {100 * promised:.3g} %, the lowest level that {num_normals} images support: the asked "
+            f"{100 * asked:.3g} % is not supported and needs at least {num_needed} images"
         )
     else:
         level = f"at most {100 * promised:.3g} % (asked: {100 * asked:.3g} %)"

@@ -79,8 +79,21 @@ def test_a_local_write_leaves_nothing_but_the_file(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_unavailable(tmp_path):
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(UnavailableError, match="cannot be written"):
-        storage.write_bytes(str(tmp_path / "file" / "a"), b"1")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_bytes(b"x")
+    for place in ("file/a", "full", "\udcff", "\0"):
+        with pytest.raises(UnavailableError, match="cannot be written"):
+            storage.write_bytes(str(tmp_path / place), b"1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
+
+
+def test_an_address_that_cannot_be_asked_for_is_unavailable(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    for ask, address in ((storage.exists, "\udcff"), (storage.list_files, "\0"), (storage.list_names, "file")):
+        with pytest.raises(UnavailableError, match="cannot be reached"):
+            ask(str(tmp_path / address))
+    assert storage.list_names(str(tmp_path)) == ["file"]
+    assert storage.list_names(str(tmp_path / "nothing")) == []
 
 
 def test_linked_folders_are_listed_and_loops_end(tmp_path):

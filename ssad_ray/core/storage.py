@@ -6,9 +6,11 @@ literally, so keys may hold spaces, `#`, `%` and any script; only `file://` addr
 
 import functools
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 from urllib.parse import unquote
 
 import fsspec
@@ -86,15 +88,30 @@ def write_bytes(uri: str, data: bytes) -> None:
     """
     filesystem, path = resolve(uri)
     is_local = isinstance(filesystem, fs.LocalFileSystem)
-    target = f"{path}.{os.getpid()}.partial" if is_local else path
+    target = f"{path}.{secrets.token_hex(4)}.partial" if is_local else path
     try:
         filesystem.create_dir(path.rpartition("/")[0], recursive=True)
         with filesystem.open_output_stream(target, compression=None) as stream:
             stream.write(data)
         if is_local:
             filesystem.move(target, path)
-    except (OSError, ArrowException) as error:
+    except (OSError, UnicodeError, ArrowException) as error:
+        if is_local:
+            with suppress(OSError, ValueError):
+                Path(target).unlink()
         raise UnavailableError(f"{uri}: cannot be written ({error}); check the permissions and the space") from error
+
+
+def list_names(uri: str) -> list[str]:
+    """Return the names of the files and folders that stand in a folder, sorted; none where there is no such folder.
+
+    Raises:
+        UnavailableError: It is a file, or the store does not answer.
+    """
+    filesystem, path = resolve(uri)
+    with _answering(uri):
+        infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in infos)
 
 
 def list_files(uri: str) -> dict[str, int]:
@@ -142,23 +159,19 @@ def _answering(uri: str) -> Iterator[None]:
     """Turn what a store says when it is asked what is there into an error of this package."""
     try:
         yield
-    except (OSError, ArrowException) as error:
-        raise UnavailableError(f"{uri}: the store does not answer ({error}); check network and credentials") from error
+    except (OSError, UnicodeError, ArrowException) as error:
+        raise UnavailableError(
+            f"{uri}: cannot be reached ({error}); check the address and, of a store, network and credentials"
+        ) from error
 
 
 @functools.cache
 def _open_store(root: str) -> tuple[fs.FileSystem, str]:
     """Return the file system of `scheme://authority` and the path of the authority inside it."""
     try:
-        filesystem, path = fs.FileSystem.from_uri(root)
-    except (ArrowException, ValueError):
-        pass
-    except OSError as error:
-        raise UnavailableError(f"{root}: the store does not answer ({error}); check network and credentials") from error
-    else:
-        return filesystem, path
-    try:
         with _answering(root):
+            with suppress(ArrowException, ValueError):  # not a scheme of pyarrow's
+                return cast(tuple[fs.FileSystem, str], fs.FileSystem.from_uri(root))
             handler, path = fsspec.core.url_to_fs(root)
     except (ValueError, TypeError, ImportError) as error:
         raise DataError(

@@ -129,7 +129,7 @@ def test_versions_are_listed_oldest_first_and_unfinished_ones_not_at_all(tmp_pat
     (tmp_path / "v11").mkdir()
     pq.write_table(verdict_table(VERDICTS), tmp_path / "v11" / "part.parquet")
     assert list_versions(root) == ["v10", "v9", "reviewed"]
-    with pytest.raises(ArtifactError, match="no label version 'v11'; sealed versions there: v10, v9, reviewed"):
+    with pytest.raises(ArtifactError, match="no label version 'v11'; sealed versions there: reviewed, v10, v9"):
         read_labels(root, "v11")
 
 
@@ -161,7 +161,7 @@ def test_parts_written_by_others_are_sealed_in_the_order_of_their_names(tmp_path
     for name, rows in (("b.parquet", VERDICTS[1:]), ("a.parquet", VERDICTS[:1])):
         pq.write_table(verdict_table(rows), tmp_path / "v1" / name)
     sealed = commit_labels(str(tmp_path), "v1", LINEAGE)
-    assert sealed.parts == ("a.parquet", "b.parquet")
+    assert list(sealed.parts) == ["a.parquet", "b.parquet"]
     assert list(read_labels(str(tmp_path), "v1")) == VERDICTS
 
 
@@ -177,6 +177,10 @@ def test_what_is_no_set_of_label_parts_is_not_sealed(tmp_path: Path) -> None:
     pq.write_table(pa.table({"sample_id": ["a"]}), folder / "b.parquet")
     with pytest.raises(ArtifactError, match=r"b\.parquet has the columns \['sample_id'\]"):
         commit_labels(str(tmp_path), "v1", LINEAGE)
+    nameless = verdict_table(VERDICTS[:1]).set_column(0, SCHEMA.field("sample_id"), pa.nulls(1, pa.string()))
+    pq.write_table(nameless, folder / "b.parquet")
+    with pytest.raises(ArtifactError, match=r"b\.parquet has a row with a null among sample_id"):
+        commit_labels(str(tmp_path), "v1", LINEAGE)
     (folder / "b.parquet").write_bytes(b"PAR1 truncated")
     with pytest.raises(ArtifactError, match=r"b\.parquet is missing or not a readable Parquet part"):
         commit_labels(str(tmp_path), "v1", LINEAGE)
@@ -185,12 +189,34 @@ def test_what_is_no_set_of_label_parts_is_not_sealed(tmp_path: Path) -> None:
 
 def test_a_sealed_version_that_was_damaged_is_refused(tmp_path: Path) -> None:
     (part,) = write_labels(str(tmp_path), "v1", VERDICTS, LINEAGE).parts
+    write_labels(str(tmp_path), "v2", VERDICTS[:1], LINEAGE)
+    (tmp_path / "v1" / part).write_bytes((tmp_path / "v2" / part).read_bytes())
+    with pytest.raises(ArtifactError, match=r"v1/00000\.parquet was changed after it was sealed"):
+        list(read_labels(str(tmp_path), "v1"))
     (tmp_path / "v1" / part).unlink()
     with pytest.raises(ArtifactError, match="is missing or not a readable Parquet part"):
         list(read_labels(str(tmp_path), "v1"))
     (tmp_path / "v1" / "_lineage.json").write_text("{}")
     with pytest.raises(ArtifactError, match=r"_lineage\.json is not the lineage of a label version"):
         read_lineage(str(tmp_path), "v1")
+    with pytest.raises(ArtifactError, match="no label version 'v3'; sealed versions there: v1, v2"):
+        read_lineage(str(tmp_path), "v3")
+
+
+def test_a_folder_of_other_files_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"precious")
+    with pytest.raises(ArtifactError, match=r"photos holds 'a\.jpg', which is no part of a label version"):
+        write_labels(str(tmp_path), "photos", VERDICTS, LINEAGE)
+    assert (tmp_path / "photos" / "a.jpg").read_bytes() == b"precious"
+
+
+def test_a_parent_is_a_version_that_is_there(tmp_path: Path) -> None:
+    edited = replace(LINEAGE, parent="v1")
+    with pytest.raises(ArtifactError, match="no label version 'v1'; sealed versions there: none"):
+        write_labels(str(tmp_path), "v2", VERDICTS, edited)
+    write_labels(str(tmp_path), "v1", VERDICTS, LINEAGE)
+    assert write_labels(str(tmp_path), "v2", VERDICTS, edited).lineage.parent == "v1"
 
 
 @pytest.mark.parametrize("name", ["", "../v1", "a/b", ".hidden", "v 1", "v" * 101])

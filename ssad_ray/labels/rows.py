@@ -61,7 +61,7 @@ def from_row(row: Mapping[str, Any]) -> Verdict:
     """Return the verdict of a row.
 
     Raises:
-        ArtifactError: A field is missing, unknown or of another type.
+        ArtifactError: A field is missing, or has a value that its type cannot take.
     """
     try:
         return _VERDICT.validate_python(row)

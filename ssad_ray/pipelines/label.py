@@ -27,7 +27,7 @@ from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.datasets.splits import digest
 from ssad_ray.errors import ArtifactError
 from ssad_ray.labels.rows import SCHEMA, from_row, to_row
-from ssad_ray.labels.versions import LabelVersion, Lineage, commit_labels, list_versions, write_labels
+from ssad_ray.labels.versions import LabelVersion, Lineage, commit_labels, is_sealed, write_labels
 from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.judging import judge
 from ssad_ray.pipelines.run import Announce, Run
@@ -51,7 +51,7 @@ _PROGRESS_INTERVAL_S = 1.0
 def label_online(run: Run, labeller: str, announce: Announce) -> str:
     """Label the online stage of a run with an artifact of its, unless that is done; return the version's name."""
     root_uri = str(run.labels_path)
-    if labeller not in list_versions(root_uri):
+    if not is_sealed(root_uri, labeller):
         progress = announce(f"{labeller}: label")
         label(run.model_path(labeller), run.rows("online"), root_uri, labeller, run.config, progress=progress)
     return labeller
@@ -88,7 +88,7 @@ def label(
     artifact = load_artifact(artifact_path)
     if artifact.calibration is None:
         raise ArtifactError(f"{artifact_path} is not calibrated, so it cannot judge; name the artifact that `fit` made")
-    if version in list_versions(root_uri):
+    if is_sealed(root_uri, version):
         raise ArtifactError(f"{root_uri} has a label version {version!r} already; use another name")
     config_digest = sha256(config.model_dump_json(exclude={"resources"}).encode()).hexdigest()
     images_digest = digest(row.sample_id for row in rows)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from ssad_ray.config import RunConfig
 from ssad_ray.core.calibration import calibrate
 from ssad_ray.core.framing import make_plan, to_frames
 from ssad_ray.core.images import encode_png
+from ssad_ray.core.records import Sample
 from ssad_ray.datasets.manifest import ManifestRow
-from ssad_ray.errors import ArtifactError
+from ssad_ray.errors import ArtifactError, DataError
 from ssad_ray.labels.versions import list_versions, read_labels
-from ssad_ray.methods.artifact import Artifact, save_artifact
+from ssad_ray.methods.artifact import Artifact, load_artifact, save_artifact
 from ssad_ray.methods.base import TrainingFrames
+from ssad_ray.methods.judging import judge
 from ssad_ray.methods.pixel_reference import PixelReference
 from ssad_ray.pipelines.label import label
 from ssad_ray.pipelines.session import session
@@ -103,8 +106,18 @@ def test_labels_without_ray_say_what_is_wrong_with_each_image(tmp_path, rows):
     assert defective.is_anomalous
     assert (defective.height, defective.width) == (HEIGHT, WIDTH)
     x0, y0, x1, y1 = max(defective.regions, key=lambda region: region.area_px).box
-    assert (abs(x0 - 33), abs(y0 - 20), abs(x1 - 63), abs(y1 - 40)) < (8, 8, 8, 8)
+    assert max(abs(x0 - 33), abs(y0 - 20), abs(x1 - 63), abs(y1 - 40)) < 8
     assert steps[-1] == (22, 22)
+
+
+def test_what_no_threshold_compares_with_is_an_error_and_not_a_normal_image(tmp_path, rows):
+    save_reference(tmp_path / "artifact")
+    artifact = load_artifact(tmp_path / "artifact")
+    state = artifact.members[0].state()
+    artifact.members[0].load_state({name: np.full_like(value, np.nan) for name, value in state.items()})
+    sample = Sample("a", rows[0].uri, "plate", "g")
+    with pytest.raises(DataError, match="pixel_reference-1 gave the score nan"):
+        judge(artifact, sample, Path(rows[0].uri).read_bytes(), config(0).data, datetime.now(UTC))
 
 
 def test_an_artifact_without_calibration_is_refused(tmp_path, rows):

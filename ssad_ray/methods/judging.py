@@ -1,5 +1,6 @@
 """From the bytes of a file to a verdict: the one scoring function behind batch labelling, evaluation and HTTP."""
 
+import math
 from datetime import datetime
 
 import numpy as np
@@ -9,7 +10,8 @@ from ssad_ray.config import DataConfig
 from ssad_ray.core.calibration import p_value
 from ssad_ray.core.images import decode
 from ssad_ray.core.records import Sample, Verdict
-from ssad_ray.core.regions import to_defect_regions
+from ssad_ray.core.regions import check_map, to_defect_regions
+from ssad_ray.errors import DataError
 from ssad_ray.methods.artifact import Artifact
 
 
@@ -29,12 +31,16 @@ def judge(
         The verdict, and the anomaly map (H, W) float32.
 
     Raises:
-        DataError: The bytes are not an image that is accepted.
+        DataError: The bytes are not an image that is accepted, or its score or map is not finite: no threshold
+            compares with such a one, and the image would pass as normal.
     """
     calibration = artifact.calibration
     assert calibration is not None, "an artifact is calibrated before it judges"  # noqa: S101
     image = decode(data, limits.max_image_px)
     score, anomaly_map = artifact.score(image)
+    if not math.isfinite(score):
+        raise DataError(f"{artifact.name} gave the score {score}; its weights or this image are not what it can judge")
+    check_map(anomaly_map, f"the anomaly map of {artifact.name}")
     is_anomalous = score > calibration.image_threshold
     regions = []
     if is_anomalous:

@@ -64,8 +64,11 @@ def test_opaque_alpha_is_dropped_and_transparent_pixels_are_refused():
     rgba = np.dstack([RGB, np.full((HEIGHT, WIDTH), 255, np.uint8)])
     np.testing.assert_array_equal(images.decode(encoded(rgba, "PNG"), 10_000), RGB)
     rgba[3, 4, 3] = 254
-    with pytest.raises(DataError, match="transparent pixels; flatten"):
-        images.decode(encoded(rgba, "PNG"), 10_000)
+    deep = io.BytesIO()
+    Image.fromarray(np.array([[0, 1000]], np.uint16)).save(deep, "PNG", transparency=1000)
+    for data in (encoded(rgba, "PNG"), deep.getvalue()):
+        with pytest.raises(DataError, match="transparent pixels; flatten"):
+            images.decode(data, 10_000)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -166,14 +166,21 @@ def _bit_depth(data: bytes, image: ImageFile.ImageFile) -> int:
 
 def _to_rgb(image: Image.Image, bit_depth: int) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):
-        grey = (np.asarray(image) >> max(bit_depth - 8, 0)).astype(np.uint8)
+        deep = np.asarray(image)
+        if "transparency" in image.info:
+            _refuse_transparent(bool((deep == image.info["transparency"]).any()))
+        grey = (deep >> max(bit_depth - 8, 0)).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         rgba = np.asarray(image.convert("RGBA"))
-        if rgba[:, :, 3].min() < 255:
-            raise DataError("the picture has transparent pixels; flatten it onto the background that is meant")
+        _refuse_transparent(bool(rgba[:, :, 3].min() < 255))
         return np.ascontiguousarray(rgba[:, :, :3])
     return np.array(image.convert("RGB"))
+
+
+def _refuse_transparent(is_transparent: bool) -> None:
+    if is_transparent:
+        raise DataError("the picture has transparent pixels; flatten it onto the background that is meant")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ SHAPE = (24, 40)
 NAMES = {
     *("image_auroc", "image_ap", "image_f1_max", "image_f1_threshold"),
     *("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_f1_threshold", "pixel_aupro"),
-    *("pooled_iou", "mean_iou", "map_50", "map", "tianchi_score"),
+    *("pooled_iou", "mean_iou", "mean_iou_low", "mean_iou_high", "map_50", "map", "tianchi_score"),
 }
 
 
@@ -61,12 +61,13 @@ def random_images(num=12, seed=0):
 
 def test_a_perfect_model_reaches_one_in_every_figure():
     mask = blob(3, 5, 4, 20)
-    report = evaluate([judged("a", mask, "hole", true_mask=mask, found=[mask]), judged("b", np.zeros(SHAPE), "good")])
+    defective = [judged(name, mask, "hole", true_mask=mask, found=[mask]) for name in ("a", "b")]
+    report = evaluate([*defective, judged("c", np.zeros(SHAPE), "good")])
     assert set(report.metrics) == NAMES
     scored = {name: value for name, value in report.metrics.items() if not name.endswith("threshold")}
     assert scored == pytest.approx(dict.fromkeys(scored, 1.0))
-    pairs = {"images": 2, "pixel_images": 2, "object_images": 2}
-    assert report.counts == pairs | {"defective_images": 1, "good_images": 1, "regions": 1, "true_regions": 1}
+    pairs = {"images": 3, "pixel_images": 3, "object_images": 3}
+    assert report.counts == pairs | {"defective_images": 2, "good_images": 1, "regions": 2, "true_regions": 2}
 
 
 def test_pooled_iou_counts_false_pixels_of_good_images_and_mean_iou_does_not():
@@ -79,12 +80,14 @@ def test_pooled_iou_counts_false_pixels_of_good_images_and_mean_iou_does_not():
     report = evaluate(images)
     assert report.metrics["pooled_iou"] == pytest.approx(50 / 300)
     assert report.metrics["mean_iou"] == pytest.approx(0.25)
+    assert (report.metrics["mean_iou_low"], report.metrics["mean_iou_high"]) == (0.0, 0.5)
 
 
 def test_overlapping_regions_are_one_mask():
     true = blob(2, 2, 10, 10)
     images = [judged("a", true, "hole", true_mask=true, found=[blob(2, 2, 10, 7), blob(2, 5, 10, 7)])]
-    assert evaluate(images).metrics["mean_iou"] == 1.0
+    metrics = evaluate(images).metrics
+    assert (metrics["mean_iou"], metrics["mean_iou_low"]) == (1.0, None)
 
 
 def test_regions_of_another_frame_are_refused():
@@ -131,7 +134,7 @@ def test_what_the_data_cannot_answer_is_none():
     no_regions = evaluate([judged("a", mask, "hole", true_mask=mask, found=None)]).metrics
     assert {name for name in NAMES if no_regions[name] is None} == {
         *("image_auroc", "image_ap", "image_f1_max", "image_f1_threshold"),
-        *("pooled_iou", "mean_iou", "map_50", "map", "tianchi_score"),
+        *("pooled_iou", "mean_iou", "mean_iou_low", "mean_iou_high", "map_50", "map", "tianchi_score"),
     }
 
 

@@ -9,8 +9,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ssad_ray.core.metrics.objects import ImageBoxes, box_iou, coco_precision, tianchi_score
+from ssad_ray.errors import DataError
 
-# A shared machine makes single examples slow at random.
 few_examples = settings(max_examples=60)
 CORNERS = st.tuples(st.integers(0, 6), st.integers(0, 9), st.integers(1, 6), st.integers(1, 9))
 
@@ -139,6 +139,12 @@ def test_perfect_boxes_and_names_score_one():
     box = (5, 0, 10, 30)
     images = [boxes([box], [box], [0.4], true_types=["hole"], types=["hole"]), boxes([], [], [])]
     assert tianchi_score(images) == pytest.approx(1.0)
+
+
+def test_a_score_of_classes_needs_a_type_for_every_box():
+    box = (5, 0, 10, 30)
+    with pytest.raises(DataError, match="1 true and 1 found boxes came with 0 and 0 defect types"):
+        tianchi_score([boxes([box], [box], [0.4])])
 
 
 def test_an_empty_submission_on_defective_images_scores_zero():

@@ -12,11 +12,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ssad_ray.core.metrics.intervals import bootstrap_mean
 from ssad_ray.core.metrics.objects import ImageBoxes, coco_precision, tianchi_score
 from ssad_ray.core.metrics.pixel import Overlap, PixelAccumulator, PixelHistogram, PixelScores, overlap
 from ssad_ray.core.metrics.ranking import Ranking, rank_scores
 from ssad_ray.core.records import GOOD, DefectRegion, EvaluationReport, GroundTruth, Prediction
 from ssad_ray.core.regions import label_mask
+from ssad_ray.core.rng import generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +145,11 @@ def evaluate(images: Iterable[JudgedImage], *, exact: bool = False) -> Evaluatio
         exact: Keep every pixel in memory instead of a histogram; see `PixelHistogram` for the difference it makes.
 
     Returns:
-        image_auroc, image_ap, image_f1_max, pixel_auroc, pixel_ap, pixel_f1_max, pixel_aupro; `image_f1_threshold`
-        and `pixel_f1_threshold`, the thresholds chosen with the truth in hand that reach the two F1; of the regions'
-        masks, pooled_iou (all images together) and mean_iou (mean over defective images); of the regions' boxes,
-        whatever their defect type, map_50, map and tianchi_score.
+        image_auroc, image_ap, image_f1_max, pixel_auroc, pixel_ap, pixel_f1_max, pixel_aupro; `image_f1_threshold` and
+        `pixel_f1_threshold`, the thresholds chosen with the truth in hand that reach the two F1; of the regions' masks,
+        pooled_iou (all images together) and mean_iou (mean over defective images) with mean_iou_low and mean_iou_high
+        (its 95 % bootstrap interval, None of a single image); of the regions' boxes, whatever their defect type,
+        map_50, map and tianchi_score.
     """
     evaluation = Evaluation(exact=exact)
     for image in images:
@@ -173,10 +176,14 @@ def _named(level: str, ranking: Ranking | None) -> dict[str, float | None]:
 
 def _mask_metrics(rows: Sequence[_Row]) -> dict[str, float | None]:
     overlaps = [row.overlap for row in rows if row.overlap is not None]
-    defective = [row.overlap.iou or 0.0 for row in rows if row.is_defective and row.overlap is not None]
+    defective = [row.overlap.iou for row in rows if row.is_defective and row.overlap is not None]
+    ious = [iou for iou in defective if iou is not None]
+    low, high = bootstrap_mean(ious, generator(0, "mean_iou")) or (None, None)
     return {
-        "pooled_iou": sum(overlaps, Overlap()).iou if defective else None,
-        "mean_iou": float(np.mean(defective)) if defective else None,
+        "pooled_iou": sum(overlaps, Overlap()).iou if ious else None,
+        "mean_iou": float(np.mean(ious)) if ious else None,
+        "mean_iou_low": low,
+        "mean_iou_high": high,
     }
 
 

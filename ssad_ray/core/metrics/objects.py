@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssad_ray.errors import DataError
+
 COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 TIANCHI_THRESHOLDS = np.array([0.1, 0.3, 0.5])
 _RECALL_GRID = np.linspace(0.0, 1.0, 101)
@@ -67,6 +69,9 @@ def tianchi_score(images: Sequence[ImageBoxes], *, class_agnostic: bool = False)
     when it has a true box. Average precision takes every point of the precision-recall curve (VOC), at IoU 0.1, 0.3
     and 0.5; a detection is compared with the one true box it overlaps most, and is false when that one is taken.
     The mean is over the classes that have true boxes. None without any true box.
+
+    Raises:
+        DataError: Types count, and a box has none.
     """
     classes = [images] if class_agnostic else _by_type(images)
     precisions = [_voc_precision(group) for group in classes if any(len(image.true_boxes) for image in group)]
@@ -91,6 +96,12 @@ def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _by_type(images: Sequence[ImageBoxes]) -> list[list[ImageBoxes]]:
     """One list of images for each defect type that has true boxes."""
+    for image in images:
+        if (len(image.true_types), len(image.types)) != (len(image.true_boxes), len(image.boxes)):
+            raise DataError(
+                f"{len(image.true_boxes)} true and {len(image.boxes)} found boxes came with {len(image.true_types)} "
+                f"and {len(image.types)} defect types; each box needs one, unless the score is class-agnostic"
+            )
     return [
         [_only(image, defect_type) for image in images]
         for defect_type in sorted({name for image in images for name in image.true_types})

@@ -89,7 +89,8 @@ class PixelHistogram:
     part in 2^11 of its distance from zero or, between 0.5 and 1, from one. The result is the exact one for maps whose
     scores tie within a bin. AUROC thus differs from that of the raw maps by at most half the share of (defective,
     defect-free) pixel pairs that meet in a bin, and AUPRO by at most half the same share with pixels weighted by
-    component, divided by `FPR_LIMIT`; fixed-point weights add less than 1e-6. The F1 is what its threshold reaches.
+    component, divided by `FPR_LIMIT`; fixed-point weights add at most A / 2^41 for components of up to A pixels. The F1
+    is what its threshold reaches.
     """
 
     def __init__(self) -> None:
@@ -145,12 +146,6 @@ class Overlap:
         """Intersection over union; None where both masks are empty."""
         union = self.true_positives + self.false_positives + self.false_negatives
         return self.true_positives / union if union else None
-
-    @property
-    def dice(self) -> float | None:
-        """Twice the intersection over the sum of both areas; None where both masks are empty."""
-        total = 2 * self.true_positives + self.false_positives + self.false_negatives
-        return 2 * self.true_positives / total if total else None
 
 
 def overlap(predicted: NDArray[np.bool_], true: NDArray[np.bool_]) -> Overlap:

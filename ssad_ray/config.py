@@ -1,7 +1,6 @@
 """The one config tree: defaults, then a YAML file, then `--set dotted.path=value`.
 
-Every number has bounds and a unit. `resources` changes a result by rounding at most; everything else but `rounds` is
-part of a run's identity.
+Every number has bounds and a unit. All but `NO_PART_OF_RESULTS` is part of a run's identity.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ssad_ray.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+NO_PART_OF_RESULTS = {"resources", "rounds"}
+"""Fields that may change while a run goes on: no result of a stage depends on them by more than rounding."""
 
 
 class Section(BaseModel):

@@ -110,6 +110,21 @@ def test_labels_without_ray_say_what_is_wrong_with_each_image(tmp_path, rows):
     assert steps[-1] == (22, 22)
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.ray)])
+def test_a_store_that_is_away_seals_nothing_and_is_asked_again(tmp_path, rows, workers):
+    save_reference(tmp_path / "artifact")
+    labels = str(tmp_path / "labels")
+    away = [Path(row.uri) for row in rows[:15]]
+    for path in away:
+        path.rename(path.with_suffix(".away"))
+    with pytest.raises(DataError, match=r"of 22 images failed .*no such file"):
+        label(tmp_path / "artifact", rows, labels, "v1", config(workers))
+    assert list_versions(labels) == []
+    for path in away:
+        path.with_suffix(".away").rename(path)
+    assert label(tmp_path / "artifact", rows, labels, "v1", config(workers)).counts["errors"] == 2
+
+
 def test_what_no_threshold_compares_with_is_an_error_and_not_a_normal_image(tmp_path, rows):
     save_reference(tmp_path / "artifact")
     artifact = load_artifact(tmp_path / "artifact")

@@ -118,10 +118,11 @@ def test_too_few_good_images_for_the_folds_are_refused():
         assign_folds(rows(2), 3, seed=0)
 
 
-def test_a_member_never_sees_its_own_fold():
-    frames = TrainingFrames.of_good(np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 3), np.uint8))
-    kept = frames.only(np.array([0, 1, 2, 0, 1, 2]) != 1)
-    assert sorted(kept.images_NHWC[:, 0, 0, 0]) == [0, 2, 3, 5]
+def test_a_detector_that_does_not_exist_uses_up_no_folder(tmp_path):
+    for name in ("drame", "unet"):
+        with pytest.raises(ConfigError, match=f"no detector is called '{name}'; known ones are pixel_reference"):
+            open_run(tmp_path / "run", validate_config({"detector": {"name": name}}))
+    assert open_run(tmp_path / "run", RunConfig()).config == RunConfig()
 
 
 def test_targets_stay_with_their_frames():

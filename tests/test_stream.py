@@ -81,6 +81,17 @@ def test_every_image_gives_one_row_in_order_whatever_is_wrong_with_it(rows):
     assert steps == [(done, len(rows)) for done in range(len(rows) + 1)]
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.ray)])
+def test_a_failure_of_most_images_is_no_fault_of_theirs(tmp_path, workers, request):
+    if workers:
+        request.getfixturevalue("ray_session")
+    rows = rows_of(tmp_path, [b"a", b"fail", b"fail", b"b", b"fail"])
+    quarantined = [ManifestRow(f"bad{number}", "", "bolt", "g", error="not an image") for number in range(9)]
+    with pytest.raises(DataError, match=r"3 of 5 images failed .*one of them 004\.bin@4: KeyError: 'bolt'"):
+        digests(rows, workers)
+    assert len(digests([*quarantined, *rows], workers)) == 14
+
+
 def test_without_images_there_are_no_rows():
     assert digests([], 0) == digests([], 2) == []
 

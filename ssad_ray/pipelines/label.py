@@ -20,12 +20,12 @@ from pyarrow import fs
 from ray.data import DataContext
 from ray.data.checkpoint import CheckpointConfig
 
-from ssad_ray.config import DataConfig, RunConfig
+from ssad_ray.config import NO_PART_OF_RESULTS, DataConfig, RunConfig
 from ssad_ray.core.records import Sample, Verdict
 from ssad_ray.core.storage import join, resolve
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.datasets.splits import digest
-from ssad_ray.errors import ArtifactError
+from ssad_ray.errors import ArtifactError, DataError
 from ssad_ray.labels.rows import SCHEMA, from_row, to_row
 from ssad_ray.labels.versions import LabelVersion, Lineage, commit_labels, is_sealed, write_labels
 from ssad_ray.methods.artifact import load_artifact
@@ -39,6 +39,7 @@ from ssad_ray.pipelines.stream import (
     fit_pool,
     input_table,
     ordered_context,
+    refuse_too_many,
     runs_here,
     stream,
     through_actors,
@@ -83,6 +84,7 @@ def label(
 
     Raises:
         ArtifactError: No calibrated artifact, or the version exists already.
+        DataError: More than `data.max_error_fraction` of the images failed that the manifest has nothing against.
         UnavailableError: No Ray, or no room for one actor.
     """
     artifact = load_artifact(artifact_path)
@@ -90,7 +92,7 @@ def label(
         raise ArtifactError(f"{artifact_path} is not calibrated, so it cannot judge; name the artifact that `fit` made")
     if is_sealed(root_uri, version):
         raise ArtifactError(f"{root_uri} has a label version {version!r} already; use another name")
-    config_digest = sha256(config.model_dump_json(exclude={"resources"}).encode()).hexdigest()
+    config_digest = sha256(config.model_dump_json(exclude=NO_PART_OF_RESULTS).encode()).hexdigest()
     images_digest = digest(row.sample_id for row in rows)
     lineage = Lineage(artifact.name, artifact.calibration, config_digest, images_digest, parent)
     make_worker = partial(Judge, artifact_path, config.data, datetime.now(UTC))
@@ -160,11 +162,27 @@ def _write_parts(
         with _told(checkpoint.num_done, len(rows), progress), through_actors(images, job, pool) as results:
             results.write_parquet(parts_path, filesystem=filesystem, compression="zstd")
     checkpoint.remove_unfinished(parts_path)
+    _refuse_failures(checkpoint, rows, parts_path, config.data.max_error_fraction)
     if checkpoint.num_done() != len(rows):
         raise ArtifactError(
             f"{parts_path}: {checkpoint.num_done()} verdicts for {len(rows)} images; another run wrote here too, or "
             f"images are named twice. Remove {parts_path} and {work_path}, and label again"
         )
+
+
+def _refuse_failures(
+    checkpoint: "_Checkpoint", rows: Sequence[ManifestRow], parts_path: str, max_fraction: float
+) -> None:
+    """Raise where too many images failed; called again, those of the parts that hold such ones are tried again."""
+    quarantined = {row.sample_id for row in rows if row.error is not None}
+    failures = [(stem, row) for stem, row in checkpoint.errors(parts_path) if row["sample_id"] not in quarantined]
+    try:
+        if failures:
+            refuse_too_many(len(failures), len(rows), max_fraction, failures[0][1])
+    except DataError:
+        for stem in {stem for stem, _ in failures}:
+            checkpoint.forget(stem)
+        raise
 
 
 class _Checkpoint:
@@ -184,6 +202,18 @@ class _Checkpoint:
         for info in self._files(parts_path):
             if not info.base_name.startswith(whole):
                 self.filesystem.delete_file(info.path)
+
+    def errors(self, parts_path: str) -> Iterator[tuple[str, Row]]:
+        """Yield the stem of the part, `sample_id` and `error` of every image that could not be judged."""
+        for info in self._files(parts_path):
+            stem = next(stem for stem in self._whole_parts() if info.base_name.startswith(stem))
+            table = pq.read_table(info.path, filesystem=self.filesystem, columns=["sample_id", "error"])
+            yield from ((stem, row) for row in table.to_pylist() if row["error"] is not None)
+
+    def forget(self, stem: str) -> None:
+        """Take back that a part is whole; `remove_unfinished` then removes it."""
+        self.filesystem.delete_file(f"{self.path}/{stem}.parquet")
+        del self._num_rows[stem]
 
     def _whole_parts(self) -> dict[str, int]:
         """Return the rows of each whole part, by stem."""

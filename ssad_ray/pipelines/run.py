@@ -24,11 +24,12 @@ from typing import Any
 
 import yaml
 
-from ssad_ray.config import RunConfig, dump_config, validate_config
+from ssad_ray.config import NO_PART_OF_RESULTS, RunConfig, dump_config, validate_config
 from ssad_ray.core.records import Stage
 from ssad_ray.datasets.manifest import ManifestRow, read_manifest
 from ssad_ray.datasets.splits import load_split
 from ssad_ray.errors import ArtifactError, ConfigError, DataError
+from ssad_ray.methods import DETECTORS
 from ssad_ray.methods.artifact import Artifact, load_artifact
 
 Announce = Callable[[str], Callable[..., None]]
@@ -116,7 +117,7 @@ class Run:
         write_text(self.champion_path, name + "\n")
 
     def rows(self, stage: Stage) -> list[ManifestRow]:
-        """Return the rows of a stage in the order of their ids, quarantined ones included.
+        """Return the rows of a stage in the order of their ids; quarantined ones belong to none but `unused`.
 
         Raises:
             DataError: The run has no data yet.
@@ -128,16 +129,19 @@ class Run:
         return [row for row in rows if stages[row.sample_id] == stage]
 
     def good_rows(self) -> list[ManifestRow]:
-        """Return the readable anomaly-free images to learn from."""
-        return [row for row in self.rows("train") if row.error is None]
+        """Return the anomaly-free images to learn from."""
+        return self.rows("train")
 
 
 def open_run(path: Path, config: RunConfig) -> Run:
     """Create a run folder, or go on with one made with the same config.
 
     Raises:
-        ConfigError: The folder belongs to another config; only `resources` and `rounds` may differ.
+        ConfigError: The folder belongs to another config; only `resources` and `rounds` may differ. Or no detector has
+            the name that the config gives.
     """
+    if config.detector.name not in DETECTORS:
+        raise ConfigError(f"no detector is called {config.detector.name!r}; known ones are {', '.join(DETECTORS)}")
     config_path = path / "config.yaml"
     if config_path.exists():
         before = validate_config(yaml.safe_load(config_path.read_text(encoding="utf-8")))
@@ -171,7 +175,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={"resources", "rounds"})
+    return config.model_dump(mode="json", exclude=NO_PART_OF_RESULTS)
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:

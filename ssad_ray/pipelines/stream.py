@@ -80,6 +80,7 @@ def stream(
         `sample_id`, the columns of the schema, and `error`: None, or why there is nothing in the columns.
 
     Raises:
+        DataError: Of the images that the manifest has nothing against, more than `data.max_error_fraction` failed.
         UnavailableError: Ray does not start, or the cluster has too few CPUs or no GPU.
         InspectionError: What `make_worker` raised.
     """
@@ -88,10 +89,24 @@ def stream(
     results = _in_this_process(job, rows) if runs_here(rows, config.resources) else _in_actors(job, rows, config)
     if progress is not None:
         progress(0, len(rows))
-    for done, row in enumerate(results, start=1):
+    num_failed = 0
+    for done, (image, row) in enumerate(zip(rows, results, strict=True), start=1):
+        if row["error"] is not None and image.error is None:
+            num_failed += 1
+            refuse_too_many(num_failed, len(rows), config.data.max_error_fraction, row)
         if progress is not None:
             progress(done, len(rows))
         yield row
+
+
+def refuse_too_many(num_failed: int, num_images: int, max_fraction: float, failure: Row) -> None:
+    """Raise where so many images failed that it is not they who are broken."""
+    if num_failed > max_fraction * num_images:
+        raise DataError(
+            f"{num_failed} of {num_images} images failed that were sound when catalogued, one of them "
+            f"{failure['sample_id']}: {failure['error']}. See to the cause and run the same command again; "
+            f"data.max_error_fraction, now {max_fraction:g}, says how many may fail"
+        )
 
 
 def runs_here(rows: Sequence[ManifestRow], resources: ResourcesConfig) -> bool:

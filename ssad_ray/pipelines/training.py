@@ -12,7 +12,7 @@ import ray
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from ssad_ray.config import ResourcesConfig, RunConfig
+from ssad_ray.config import NO_PART_OF_RESULTS, ResourcesConfig, RunConfig
 from ssad_ray.errors import ConfigError, UnavailableError
 from ssad_ray.methods.base import Method, State, TrainingFrames, TrainsByGradient
 from ssad_ray.methods.training import Progress
@@ -49,7 +49,7 @@ def train_members(
     Args:
         method: Its `from_config` makes every member. A method that is not trained by gradient is fitted in a task.
         config: The resolved config.
-        frames: What any member learns from; they are shared, not copied for each.
+        frames: What any member learns from; each takes a copy of those it sees.
         members: What differs between them.
         checkpoint_dir: Checkpoints and final states; every node sees it at this path. The caller deletes it.
         progress: Called in a thread of the driver with (steps done, steps in all, loss) over all members.
@@ -136,7 +136,7 @@ def _gpus(resources: ResourcesConfig) -> int:
 
 def _keys(method: type[Method], config: RunConfig, frames: TrainingFrames, members: Sequence[Member]) -> list[str]:
     """Return file names, each made of all that a member's result depends on."""
-    common = hashlib.sha256(f"{method.__qualname__} {config.model_dump_json(exclude={'resources'})}".encode())
+    common = hashlib.sha256(f"{method.__qualname__} {config.model_dump_json(exclude=NO_PART_OF_RESULTS)}".encode())
     _digest(common, [getattr(frames, field.name) for field in fields(frames)])
     keys = []
     for index, member in enumerate(members):

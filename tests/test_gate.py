@@ -1,7 +1,11 @@
 import dataclasses
 
-from ssad_ray.pipelines.gate import Decision, GateFigures
+import pytest
+
+from ssad_ray.config import RunConfig
+from ssad_ray.pipelines.gate import Decision, GateFigures, run_gate
 from ssad_ray.pipelines.gate import decide as decide_with_margin
+from ssad_ray.pipelines.run import open_run, write_json
 
 NUM_GOOD = 40
 
@@ -16,6 +20,16 @@ def figures(alarms: int = 1, found: int = 50, lost_first: bool = False, precisio
         is_found.reverse()
     is_alarm = [True] * alarms + [False] * (NUM_GOOD - alarms)
     return GateFigures(tuple(is_alarm), tuple(is_found), (precision,) * 64)
+
+
+@pytest.mark.parametrize(("champion", "becomes"), [("draem-1", "unet-1"), ("unet-2", "unet-2")])
+def test_a_decision_of_old_holds_against_the_champion_of_its_time_only(tmp_path, champion, becomes):
+    run = open_run(tmp_path, RunConfig())
+    stored = {"is_promoted": True, "reason": "promoted, better in precision"}
+    write_json(run.gate_path("unet-1"), {"decision": stored, "champion": {"name": "draem-1"}})
+    run.promote(champion)
+    assert run_gate(run, "unet-1", lambda _: lambda *_: None) == Decision(**stored)
+    assert run.champion == becomes
 
 
 def test_a_challenger_with_better_maps_is_promoted_and_the_reason_says_so():

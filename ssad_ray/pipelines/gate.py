@@ -86,8 +86,8 @@ def run_gate(run: Run, challenger: str, announce: Announce) -> Decision:
     """Judge a challenger against the champion and promote it if it is better; the outcome is kept and not redone."""
     path = run.gate_path(challenger)
     if path.exists():
-        stored = read_json(path)["decision"]
-        decision = Decision(stored["is_promoted"], stored["reason"])
+        stored = read_json(path)
+        decision, champion = Decision(**stored["decision"]), stored["champion"]["name"]
     else:
         champion = run.champion
         old, new = (
@@ -101,7 +101,7 @@ def run_gate(run: Run, challenger: str, announce: Announce) -> Decision:
             "challenger": _described(challenger, new, confidence),
         }
         write_json(path, {"decision": asdict(decision), **figures})
-    if decision.is_promoted:
+    if decision.is_promoted and run.champion == champion:  # of a decision of old the champion may be a later one
         run.promote(challenger)
     return decision
 

@@ -35,7 +35,7 @@ def run_loop(run: Run, announce: Announce, *, with_yardstick: bool = False) -> P
     Raises:
         DataError: The online stage has no image that can be used.
     """
-    if all(row.error for row in run.rows("online")):
+    if not run.rows("online"):
         raise DataError(
             f"{run.path} has no image to label: all that can be used are in the stages train and test; add images of "
             "the stream, unlabelled or not"
@@ -63,8 +63,8 @@ def run_loop(run: Run, announce: Announce, *, with_yardstick: bool = False) -> P
             decision = run_gate(run, segmenter, announce)
         segmenters.append(segmenter)
         labeller = segmenter if decision.is_promoted else labeller
-    with run.timed(f"label with {labeller}"):
-        label_online(run, labeller, announce)
+    with run.timed(f"label with {run.champion}"):
+        label_online(run, run.champion, announce)
     if with_yardstick:
         with run.timed(f"train {YARDSTICK}"):
             train_on_truth(run, YARDSTICK, detector, announce)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from ssad_ray.config import RunConfig, validate_config, with_override
 from ssad_ray.core.framing import FramePlan
@@ -13,7 +14,7 @@ from ssad_ray.errors import ArtifactError, ConfigError
 from ssad_ray.methods import METHODS, load_method
 from ssad_ray.methods.artifact import Artifact, load_artifact, save_artifact
 from ssad_ray.methods.base import Method, TrainingFrames, TrainsByGradient
-from ssad_ray.methods.training import start_from
+from ssad_ray.methods.training import save_state, start_from
 
 HEIGHT, WIDTH = 48, 80
 DEFECT = slice(20, 32), slice(50, 66)
@@ -115,8 +116,8 @@ def test_a_seed_reaches_every_random_stream(name):
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"'patchcore'; known methods are pixel_reference"):
-        load_method("patchcore")
+    with pytest.raises(ConfigError, match=r"'no-such-method'; known methods are pixel_reference"):
+        load_method("no-such-method")
 
 
 def test_an_artifact_is_never_overwritten_and_never_half_read(tmp_path):
@@ -127,9 +128,21 @@ def test_an_artifact_is_never_overwritten_and_never_half_read(tmp_path):
         save_artifact(artifact, tmp_path / "a")
     with pytest.raises(ArtifactError, match="not a readable artifact folder"):
         load_artifact(tmp_path / "missing")
-    (tmp_path / "a" / "weights.safetensors").write_bytes(b"broken")
-    with pytest.raises(ArtifactError, match="not a readable artifact folder"):
+    for name in ("weights.safetensors", "config.yaml", "artifact.json"):
+        (tmp_path / "a" / name).write_bytes(b"broken: [")
+        with pytest.raises(ArtifactError, match="not a readable artifact folder"):
+            load_artifact(tmp_path / "a")
+    (tmp_path / "a" / "artifact.json").write_text('{"format": 1}')
+    with pytest.raises(ArtifactError, match="artifact format 1; this version reads 2"):
         load_artifact(tmp_path / "a")
+
+
+def test_arrays_in_any_memory_order_are_stored_as_they_seem(tmp_path):
+    transposed = np.arange(6.0).reshape(2, 3).T
+    save_state({"covariance": transposed, "step": np.array(7)}, tmp_path / "state.safetensors")
+    stored = load_file(tmp_path / "state.safetensors")
+    np.testing.assert_array_equal(stored["covariance"], transposed)
+    assert stored["step"].shape == ()
 
 
 def test_the_downstream_task_starts_from_the_weights_of_the_pretext():

@@ -28,7 +28,6 @@ METHODS = DETECTORS | SEGMENTERS
 
 def load_method(name: str) -> "type[Method]":
     """Import the class of a method; an unknown name is refused with the known ones."""
-    try:
-        return METHODS[name]()
-    except KeyError:
-        raise ConfigError(f"no method is called {name!r}; known methods are {', '.join(METHODS)}") from None
+    if name not in METHODS:
+        raise ConfigError(f"no method is called {name!r}; known methods are {', '.join(METHODS)}")
+    return METHODS[name]()

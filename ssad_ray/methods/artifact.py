@@ -25,7 +25,7 @@ from ssad_ray.config import RunConfig, dump_config, validate_config
 from ssad_ray.core.framing import FramePlan, to_frames, to_map
 from ssad_ray.core.profile import NormalProfile
 from ssad_ray.core.records import Calibration
-from ssad_ray.errors import ArtifactError
+from ssad_ray.errors import ArtifactError, ConfigError
 from ssad_ray.methods import load_method
 from ssad_ray.methods.base import Method, State
 
@@ -109,7 +109,7 @@ def save_artifact(artifact: Artifact, path: Path) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     weights = {
-        f"{index}/{name}": np.ascontiguousarray(value)
+        f"{index}/{name}": np.asarray(value, order="C")
         for index, member in enumerate(artifact.members)
         for name, value in member.state().items()
     }
@@ -138,12 +138,12 @@ def load_artifact(path: Path) -> Artifact:
     """
     try:
         described = json.loads((path / "artifact.json").read_text(encoding="utf-8"))
+        if described.get("format") != _FORMAT:
+            raise ArtifactError(f"{path} has artifact format {described.get('format')!r}; this version reads {_FORMAT}")
         config = validate_config(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
         weights = load_file(path / "weights.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, yaml.YAMLError, SafetensorError, ConfigError) as error:
         raise ArtifactError(f"{path} is not a readable artifact folder: {error}") from error
-    if described.get("format") != _FORMAT:
-        raise ArtifactError(f"{path} has artifact format {described.get('format')!r}; this version reads {_FORMAT}")
     members = [
         _load_member(described["method"], config, _member_state(weights, index), path)
         for index in range(described["num_members"])

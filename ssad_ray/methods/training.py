@@ -79,7 +79,7 @@ class Trainer:
             group["lr"] = learning_rate(self.method.training, self.step)
         self.optimizer.step()
         self.step += 1
-        # The average starts as a plain mean, so that short runs are not held back by their initial weights.
+        # The average begins with a short memory, so that short runs are not held back by their initial weights.
         decay = min(self.method.training.ema_decay, self.step / (self.step + 10))
         torch._foreach_mul_(self.average, decay)
         torch._foreach_add_(self.average, [weight.detach() for weight in self.weights], alpha=1.0 - decay)
@@ -165,7 +165,8 @@ def save_state(state: State, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # The worker of a driver that was killed may still be writing.
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file(state, partial)
+    # Of an array that is not in C order safetensors would write the bytes as they lie, under the shape as it seems.
+    save_file({name: np.asarray(value, order="C") for name, value in state.items()}, partial)
     partial.replace(path)
 
 

@@ -170,7 +170,7 @@ def training_target(
     elsewhere; a region drawn or confirmed by a person is 1 throughout, at full weight. A ring round each region has
     weight 0. So have all other pixels that are not surely normal, that is, more than one spread above the usual value
     of normal maps: between that and the thresholds lie the bodies of defects of which only the edge was found, and
-    whole defects that were missed. What is left is 0 at full weight.
+    whole defects that were missed. What is left is 0 at full weight. Of an image without a label nothing is learnt.
 
     Args:
         anomaly_map: (H, W) float32 in the image's own frame.
@@ -183,6 +183,8 @@ def training_target(
     check_map(anomaly_map)
     height, width = anomaly_map.shape
     target = np.zeros((height, width), np.float32)
+    if verdict.error is not None:
+        return target, np.zeros_like(target)
     surely_normal = min(calibration.map_location + calibration.map_scale, calibration.pixel_threshold_low)
     weight = (anomaly_map <= surely_normal).astype(np.float32)
     if verdict.is_anomalous:

@@ -1,6 +1,7 @@
 """Training frames from images: read, decoded, labelled and cut inside the workers; only small frames travel."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,9 +34,11 @@ MakeTargets = Callable[[], Targets]
 
 
 def plan_frames(rows: Sequence[ManifestRow], config: RunConfig) -> FramePlan:
-    """Choose how images become frames, from the first few good images."""
-    limits = config.data
-    images = [decode(read_bytes(row.uri, limits.max_image_bytes), limits.max_image_px) for row in rows[:_PLAN_IMAGES]]
+    """Choose how images become frames, from the first few good images that can be read."""
+    limits, images = config.data, []
+    for row in rows[:_PLAN_IMAGES]:
+        with suppress(DataError):  # the row of whoever reads all of them will say so
+            images.append(decode(read_bytes(row.uri, limits.max_image_bytes), limits.max_image_px))
     if not images:
         raise DataError("there is no readable good image to learn from; put good images into the train stage")
     return make_plan(images, config.input)

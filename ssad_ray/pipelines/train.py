@@ -57,8 +57,9 @@ def _train(run: Run, name: str, labels: str, labeller: str, make_targets: MakeTa
     plan = pretext.plan
     good_rows = run.good_rows()
     good, ids = collect_frames(good_rows, plan, None, config, announce(f"{name}: read good images"))
-    online = [row for row in run.rows("online") if row.error is None]
-    labelled, _ = collect_frames(online, plan, make_targets, config, announce(f"{name}: read labelled images"))
+    labelled, _ = collect_frames(
+        run.rows("online"), plan, make_targets, config, announce(f"{name}: read labelled images")
+    )
     folds = assign_folds(good_rows, config.calibration.folds, config.seed)
     fold_N = np.array([folds[sample_id] for sample_id in ids] + [SEEN_BY_ALL] * len(labelled.images_NHWC))
     initial = [_weights_to_start_from(member, config.segmenter.unet) for member in pretext.members]

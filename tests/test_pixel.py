@@ -11,7 +11,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from ssad_ray.core.metrics.pixel import FPR_LIMIT, Overlap, PixelHistogram, PixelScores, overlap
 from ssad_ray.errors import DataError
 
-# A shared machine makes single examples slow at random.
 few_examples = settings(max_examples=50)
 VALUES = st.one_of(
     st.sampled_from([-2.5, -0.0, 0.0, 0.5, 0.99999, 0.999999, 1.0, 1.0001, 700.0, 700.05, 1e30]),

@@ -17,8 +17,8 @@ setup: $(READY) ## Install everything into .venv, exactly as locked
 demo: $(READY) ## Run the whole loop on a synthetic product
 	$(BIN)/ssad demo
 
-test: $(READY) ## Run all tests that need no GPU
-	$(BIN)/pytest -m "not gpu"
+test: $(READY) ## Run all tests, on the CPU
+	$(BIN)/pytest
 
 check: $(READY) ## Check format, lint and types
 	$(BIN)/ruff format --check .

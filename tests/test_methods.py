@@ -14,17 +14,21 @@ from ssad_ray.errors import ArtifactError, ConfigError
 from ssad_ray.methods import METHODS, load_method
 from ssad_ray.methods.artifact import Artifact, load_artifact, save_artifact
 from ssad_ray.methods.base import Method, TrainingFrames, TrainsByGradient
-from ssad_ray.methods.training import save_state, start_from
+from ssad_ray.methods.training import Trainer, compute_all, save_state, start_from
 
 HEIGHT, WIDTH = 48, 80
 DEFECT = slice(20, 32), slice(50, 66)
 
 
+SMALL = {"detector.draem": {"width": 8}, "detector.autoencoder": {"width": 8}, "segmenter.unet": {"width": 8}}
+"""Of each method that is trained by gradient, its section of the config and the options that make it small."""
+
+
 def config(steps: int = 120) -> RunConfig:
     tree: dict = {}
     training = {"steps": steps, "batch_size": 4, "learning_rate": 0.004}
-    for path in ("detector.draem", "detector.autoencoder", "segmenter.unet"):
-        tree = with_override(tree, path, {"width": 8, "training": training})
+    for path, options in SMALL.items():
+        tree = with_override(tree, path, {**options, "training": training})
     return validate_config(tree)
 
 
@@ -113,6 +117,19 @@ def test_a_seed_reaches_every_random_stream(name):
     assert all(np.array_equal(first[key], again[key]) for key in first)
     if isinstance(load_method(name).from_config(config()), TrainsByGradient):
         assert any(not np.array_equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if hasattr(load_method(name), "batch")])
+def test_training_goes_on_from_a_state_as_if_it_had_not_stopped(name):
+    whole, stopped, resumed = (Trainer(load_method(name).from_config(config(4)), GOOD, 0) for _ in range(3))
+    assert isinstance(whole.method, TrainsByGradient)
+    for trainer in (whole, whole, stopped, stopped):
+        trainer.apply([gradient for gradient, _ in compute_all(trainer)])
+    resumed.load_state(stopped.state())
+    for trainer in (whole, resumed):
+        trainer.run(compute_all)
+    ends = [trainer.method.state() for trainer in (whole, resumed)]
+    assert all(np.array_equal(ends[0][key], ends[1][key]) for key in ends[0])
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones():

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from ray._private.utils import get_num_cpus
 from ray.exceptions import RayTaskError
 from ray.train import WorkerGroupError
 
@@ -40,7 +41,7 @@ def test_a_session_is_private_listens_on_loopback_only_and_leaves_nothing_behind
     monkeypatch.setenv("HOME", str(tmp_path))
     with session(RESOURCES):
         folder = Path(ray._private.worker._global_node.get_session_dir_path())
-        assert ray.cluster_resources()["CPU"] >= os.cpu_count() + 2
+        assert ray.cluster_resources()["CPU"] >= get_num_cpus(override_docker_cpu_warning=True) + 2
         with session(RESOURCES):
             pass
         assert ray.get(ray.remote(lambda: 1).remote()) == 1
@@ -98,9 +99,9 @@ def test_ray_that_is_stopped_is_said_to_have_failed(tmp_path):
 
 
 def test_training_that_no_node_has_cpus_for_is_refused_instead_of_waiting(tmp_path):
-    config = validate_config({"resources": {"threads_per_worker": 64}})
+    config = validate_config({"resources": {"threads_per_worker": 256}})
     frames = TrainingFrames.of_good(np.zeros((2, 16, 16, 3), np.uint8))
-    with session(RESOURCES), pytest.raises(UnavailableError, match=r"1 workers of 64 logical CPUs each.*room for 0"):
+    with session(RESOURCES), pytest.raises(UnavailableError, match=r"1 workers of 256 logical CPUs each.*room for 0"):
         train_members(PixelReference, config, frames, [Member(np.ones(2, bool), seed=0)], tmp_path)
 
 

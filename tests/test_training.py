@@ -24,14 +24,17 @@ from torch.nn import functional
 from ssad_ray.config import ResourcesConfig, RunConfig, TrainingConfig
 from ssad_ray.core.rng import generator
 from ssad_ray.errors import ConfigError, UnavailableError
-from ssad_ray.methods.base import State, TrainingFrames, to_tensor
-from ssad_ray.methods.devices import device, make_repeatable
+from ssad_ray.methods import training
+from ssad_ray.methods.base import State, TrainingFrames
+from ssad_ray.methods.devices import make_repeatable
 from ssad_ray.methods.pixel_reference import PixelReference
-from ssad_ray.methods.training import Trainer, learning_rate, load_network_state, network_state, save_state, train
+from ssad_ray.methods.training import Trainer, learning_rate, network_state, save_state, train
 from ssad_ray.pipelines.session import session
-from ssad_ray.pipelines.training import Member, train_members
+from ssad_ray.pipelines.training import Member, _keys, train_members
 
 HEIGHT, WIDTH, STEPS = 32, 48, 24
+REST_AFTER_13 = [list(range(10, STEPS)), list(range(5, STEPS))]
+"""From the last checkpoint, or from the one before: Ray Train takes over a checkpoint later than it is reported."""
 # Ray's workers cannot import test files.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
@@ -69,20 +72,8 @@ class TinyReconstructor:
         clean = batch["clean"].permute(0, 3, 1, 2).float() / 255.0
         return functional.mse_loss(self.network(clean + batch["noise"]), clean)
 
-    def fit(self, frames: TrainingFrames, seed: int) -> None:
-        train(self, frames, seed)
-
-    def score(self, images_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        with torch.no_grad():
-            images = to_tensor(images_BHWC, device())
-            maps = (self.network(images) - images).abs().amax(1).cpu().numpy()
-        return maps.max(axis=(1, 2)), maps
-
     def state(self) -> State:
         return network_state(self.network)
-
-    def load_state(self, state: State) -> None:
-        load_network_state(self.network, state)
 
 
 class Watched(TinyReconstructor):
@@ -118,6 +109,7 @@ def frames_of(seed: int) -> TrainingFrames:
 
 
 FRAMES = frames_of(0)
+DEFAULTS = RunConfig()
 
 
 def members_of(*seeds: int) -> list[Member]:
@@ -196,14 +188,6 @@ def test_a_trainer_takes_over_the_state_of_another_and_leaves_it_alone() -> None
     assert are_equal(before, trainers[0].state())
 
 
-def test_a_trained_method_scores_the_same_after_its_state_is_loaded() -> None:
-    first, second = TinyReconstructor(), TinyReconstructor()
-    train(first, frames_of(0), 0)
-    second.load_state(first.state())
-    images = frames_of(3).images_NHWC
-    assert np.array_equal(first.score(images)[1], second.score(images)[1])
-
-
 def test_the_learning_rate_warms_up_and_falls_to_a_hundredth() -> None:
     options = TrainingConfig(steps=1000, learning_rate=0.5)
     rates = [learning_rate(options, step) for step in range(1000)]
@@ -220,13 +204,30 @@ def test_divergence_is_refused_with_advice() -> None:
         train(Diverging(), frames_of(0), 0)
 
 
-def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+def test_a_write_that_breaks_off_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.checkpoint"
     save_state({"step": np.array(1)}, path)
     old = path.read_bytes()
-    with pytest.raises(Exception, match="object"):
-        save_state({"step": np.array(object())}, path)
+
+    def break_off(state: State, path: Path) -> None:
+        path.write_bytes(old[:9])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(training, "save_file", break_off)
+    with pytest.raises(OSError, match="no space left"):
+        save_state({"step": np.array(2)}, path)
     assert path.read_bytes() == old
+
+
+def test_whatever_a_result_depends_on_names_its_files() -> None:
+    def key(method: type = TinyReconstructor, config: RunConfig = DEFAULTS, seed: int = 0, **changes: Any) -> str:
+        member = {"kept_N": np.arange(5) != 0, "initial": {"w": np.zeros(2)}, **changes}
+        return _keys(method, config, member.pop("frames", FRAMES), [Member(seed=seed, **member)])[0]
+
+    others = [key(Watched), key(config=RunConfig(seed=1)), key(frames=frames_of(7)), key(seed=1), key(initial=None)]
+    others += [key(kept_N=np.arange(5) != 1), key(initial={"w": np.ones(2)})]
+    assert len({key(), *others}) == 1 + len(others)
+    assert key(config=with_workers(2)) == key(config=RunConfig(rounds=2)) == key()
 
 
 @pytest.fixture(scope="module")
@@ -263,8 +264,7 @@ def test_a_worker_that_dies_is_replaced_and_no_bit_changes(tmp_path: Path, worke
     assert are_equal(state, trained(0))
     steps = steps_taken(tmp_path, seed=0)
     assert steps[:14] == list(range(14))
-    # Ray Train may not have taken over the last checkpoint yet when the worker dies.
-    assert steps[14:] in (list(range(10, STEPS)), list(range(5, STEPS)))
+    assert steps[14:] in REST_AFTER_13
 
 
 @on_ray
@@ -280,13 +280,6 @@ def test_a_finished_member_is_not_trained_again(tmp_path: Path) -> None:
 
 
 @on_ray
-def test_a_changed_request_starts_anew(tmp_path: Path) -> None:
-    (first,) = train_members(TinyReconstructor, with_workers(0), FRAMES, members_of(0), tmp_path)
-    (other,) = train_members(TinyReconstructor, with_workers(0), frames_of(7), members_of(0), tmp_path)
-    assert not are_equal(first, other)
-
-
-@on_ray
 def test_a_method_without_gradient_is_fitted_in_a_task(tmp_path: Path) -> None:
     told: list[int] = []
     request = with_workers(2), FRAMES, members_of(0), tmp_path
@@ -296,9 +289,10 @@ def test_a_method_without_gradient_is_fitted_in_a_task(tmp_path: Path) -> None:
 
 
 @on_ray
-def test_refusals_arrive_as_they_were_raised(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_refusals_arrive_as_they_were_raised(tmp_path: Path, workers: int) -> None:
     with pytest.raises(ConfigError, match="diverged at step 0") as caught:
-        train_members(Diverging, with_workers(0), FRAMES, members_of(0), tmp_path)
+        train_members(Diverging, with_workers(workers), FRAMES, members_of(0), tmp_path)
     assert type(caught.value) is ConfigError
     gpu = RunConfig(resources=ResourcesConfig(use_gpu=True))
     with pytest.raises(UnavailableError, match="the cluster has no GPU"):
@@ -321,7 +315,7 @@ def test_a_killed_driver_goes_on_from_its_checkpoints(tmp_path: Path, workers: i
     while not ((tmp_path / "waits").exists() and any(tmp_path.glob("run/member-0-*.safetensors"))):
         assert driver.poll() is None, "the driver ended before it could be killed"
         time.sleep(0.05)
-    time.sleep(2.0)  # Ray Train takes over a checkpoint a little later than it is reported
+    time.sleep(2.0)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     wait_until_gone({int(line.split()[3]) for line in (tmp_path / "steps.txt").read_text().splitlines()})
@@ -330,7 +324,7 @@ def test_a_killed_driver_goes_on_from_its_checkpoints(tmp_path: Path, workers: i
     shutil.rmtree((tmp_path / "ray_dir").read_text())  # what a killed driver cannot clean up itself
     assert start().wait(timeout=300) == 0
     assert steps_taken(tmp_path, seed=0) == []
-    assert steps_taken(tmp_path, seed=1) == list(range(10, STEPS))
+    assert steps_taken(tmp_path, seed=1) in REST_AFTER_13
     assert (tmp_path / "is_equal").read_text() == "[True, True]"
 
 

@@ -25,7 +25,6 @@ Planes = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]
 
 _ANOTHER = 0.5  # odds of one more plant
 _WIDEST_GAP = 0.07  # of the frame's longer side
-_SENSOR_NOISE = 4.0  # grey levels
 _GAIN = 0.05
 _BIAS = 5.0  # grey levels
 _SHIFT = 0.015  # of the frame's sides

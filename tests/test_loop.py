@@ -142,6 +142,29 @@ def test_a_label_can_be_made_and_learnt_from_step_by_step(finished, data, tmp_pa
     assert figures(run)["unet-1"] == figures(finished)["unet-1"]
 
 
+def test_rounds_tiles_a_foreign_start_and_the_yardstick_work_together(finished, data, tmp_path):
+    run, source = tmp_path / "run", finished / "models" / "draem-1"
+    options = ["--protocol=full", "--yardstick", f"--init-from={source}", "--set=rounds=2", "--set=input.mode=tile"]
+    finish(ssad("loop", "--data", str(data), "--out", str(run), *SMALL, *options, "--set=input.frames_per_image=2"))
+    report = json.loads((run / "report.json").read_text())
+    assert set(report["transfer"]) == {"zero-shot", "from scratch"}
+    assert 0.0 <= report["yardstick"]["pixel_auroc"] <= 1.0
+    assert [each["segmenter"] for each in report["rounds"]] == ["unet-1", "unet-2"]
+    assert set(figures(run)) == {
+        *("pixel_reference", "draem-1", "draem-zero-shot", "draem-scratch", "unet-1", "unet-2", "unet-true-labels")
+    }
+    labels = [json.loads(path.read_text())["lineage"]["model"] for path in run.glob("labels/*/_lineage.json")]
+    assert {"draem-1", report["champion"]} <= set(labels)
+
+
+def test_a_start_of_another_method_is_refused(finished, data, tmp_path):
+    source = finished / "models" / "pixel_reference"
+    process = ssad("loop", "--data", str(data), "--out", str(tmp_path / "run"), f"--init-from={source}", *SMALL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 4
+    assert "is a pixel_reference, the run's detector is draem" in err
+
+
 def test_a_demo_killed_while_it_makes_its_pictures_makes_them_anew(tmp_path):
     (tmp_path / "data.partial" / "plate").mkdir(parents=True)
     (tmp_path / "data.partial" / "plate" / "half.png").write_bytes(b"half")

@@ -12,6 +12,7 @@ from ssad_ray.config import RunConfig
 from ssad_ray.core.framing import FramePlan
 from ssad_ray.core.rng import generator
 from ssad_ray.datasets.splits import digest
+from ssad_ray.errors import ArtifactError
 from ssad_ray.methods import load_method
 from ssad_ray.methods.artifact import Artifact, load_artifact, save_artifact
 from ssad_ray.methods.base import Method, State, TrainingFrames
@@ -100,13 +101,32 @@ def publish(run: Run, name: str, artifact: Artifact, announce: Announce) -> None
     shutil.rmtree(run.work_path(name), ignore_errors=True)
 
 
-def _initial_states(config: RunConfig) -> list[State | None]:
+def load_source(config: RunConfig) -> Artifact:
+    """Return the detector of another product that `detector.init_from` names.
+
+    Raises:
+        ArtifactError: It is of another method than this run's, or has another number of members.
+    """
+    path, method, folds = config.detector.init_from, config.detector.name, config.calibration.folds
+    source = load_artifact(Path(str(path)))
+    if source.method != method:
+        raise ArtifactError(
+            f"--init-from {path} is a {source.method}, the run's detector is {method}; name an artifact of the same "
+            f"method, or set detector.name={source.method}"
+        )
+    if len(source.members) != folds:
+        raise ArtifactError(
+            f"--init-from {path} has {len(source.members)} members, the run's detector {folds}; set "
+            f"calibration.folds={len(source.members)}"
+        )
+    return source
+
+
+def _initial_states(config: RunConfig) -> Sequence[State | None]:
     """Return the weights that each fold's member starts from: none, or those of another product's detector."""
-    num_folds, source_path = config.calibration.folds, config.detector.init_from
-    if source_path is None:
-        return [None] * num_folds
-    sources = load_artifact(Path(source_path)).members
-    return [sources[fold % len(sources)].state() for fold in range(num_folds)]
+    if config.detector.init_from is None:
+        return [None] * config.calibration.folds
+    return [member.state() for member in load_source(config).members]
 
 
 def _fitted(method: str, config: RunConfig, state: State) -> Method:

@@ -48,7 +48,7 @@ def run_loop(run: Run, announce: Announce, *, with_yardstick: bool = False) -> P
     transfers = {}
     if run.config.detector.init_from is not None:
         with run.timed("transfer"):
-            transfers = fit_beside(run, Path(run.config.detector.init_from), announce)
+            transfers = fit_beside(run, announce)
     if not run.champion_path.exists():
         run.promote(detector)
     segmenters = []

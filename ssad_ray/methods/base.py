@@ -82,7 +82,10 @@ class TrainsByGradient(Protocol):
     """The ability of a method whose fit is stochastic gradient descent; it can then be trained across workers.
 
     `batch` is a pure function of its arguments and of what `initialise` set: the frames of shard `shard` of step `step`
-    are the same whichever worker computes them, so the number of workers cannot change a result.
+    are the same whichever worker computes them, so the number of workers cannot change a result. For the same reason
+    `loss` draws nothing at random (no dropout), and no buffer of the network changes in training (no BatchNorm): only
+    parameters are kept in a checkpoint. All members exist from `from_config` on, or the method counts as one that is
+    not trained by gradient.
     """
 
     @property

@@ -1,7 +1,7 @@
 """Stochastic gradient descent whose result does not depend on how many workers compute it.
 
 A batch is cut into a fixed number of shards. The gradient of every shard is computed by itself, and the gradients are
-summed in shard order, so one process and several give the same weights to the last bit (on equal hardware, with
+summed in shard order, so one process and several give the same weights to the last bit (on CPUs of one kind, with
 equal thread counts).
 """
 
@@ -22,7 +22,7 @@ from ssad_ray.errors import ArtifactError, ConfigError
 from ssad_ray.methods.base import State, TrainingFrames, TrainsByGradient
 from ssad_ray.methods.devices import device
 
-Progress = Callable[[int, int, float], None]
+StepProgress = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, loss)."""
 ComputeShards = Callable[["Trainer"], Sequence[tuple[Tensor, float]]]
 """Returns flat gradient and loss of every shard of the current step, in shard order."""
@@ -84,7 +84,7 @@ class Trainer:
         torch._foreach_mul_(self.average, decay)
         torch._foreach_add_(self.average, [weight.detach() for weight in self.weights], alpha=1.0 - decay)
 
-    def run(self, compute: ComputeShards, save: Save | None = None, progress: Progress | None = None) -> None:
+    def run(self, compute: ComputeShards, save: Save | None = None, progress: StepProgress | None = None) -> None:
         """Take the steps that are left, then put the averaged weights into the network.
 
         Args:
@@ -147,7 +147,7 @@ def train(
     frames: TrainingFrames,
     seed: int,
     checkpoint_path: Path | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
     initial: State | None = None,
 ) -> None:
     """Train in this process; with a checkpoint path a killed run goes on where it was last saved."""

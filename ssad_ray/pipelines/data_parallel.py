@@ -27,7 +27,7 @@ from ssad_ray.config import RunConfig
 from ssad_ray.methods.base import Method, TrainsByGradient
 from ssad_ray.methods.devices import make_repeatable
 from ssad_ray.methods.training import Trainer, save_state
-from ssad_ray.pipelines.member import MAX_FAILURES, Job, worker_environment
+from ssad_ray.pipelines.member import MAX_FAILURES, TrainingJob, worker_environment
 from ssad_ray.pipelines.progress import BoardHandle, reporter
 
 
@@ -37,12 +37,18 @@ class _Work:
     config: RunConfig
     # Frames come through the object store and not as a dataset of Ray Data, for they are small, whole and in order:
     # 300 frames of 128 px reach a worker in 0.1 s and not in 3 s, and take no CPU for reading tasks.
-    jobs: tuple[Job, ...]
+    jobs: tuple[TrainingJob, ...]
     board: BoardHandle
 
 
 def train_across_workers(
-    method: type[Method], config: RunConfig, jobs: Sequence[Job], board: BoardHandle, run_dir: Path, *, use_gpu: bool
+    method: type[Method],
+    config: RunConfig,
+    jobs: Sequence[TrainingJob],
+    board: BoardHandle,
+    run_dir: Path,
+    *,
+    use_gpu: bool,
 ) -> None:
     """Write the final state of every job; Ray Train keeps the checkpoints in `run_dir` and goes on from them."""
     # A report waits for the controller's next look at its workers, by default up to 2 s.
@@ -79,7 +85,7 @@ def _work(options: dict[str, _Work]) -> None:
             _train_job(work, job)
 
 
-def _train_job(work: _Work, job: Job) -> None:
+def _train_job(work: _Work, job: TrainingJob) -> None:
     method = work.method.from_config(work.config)
     kept_N, initial = ray.get(job.start)
     frames = ray.get(job.frames).only(kept_N)

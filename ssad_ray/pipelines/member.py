@@ -24,7 +24,7 @@ MAX_FAILURES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class TrainingJob:
     """One member that is still to be trained.
 
     Attributes:
@@ -43,7 +43,7 @@ class Job:
 
 
 def train_member(
-    method: type[Method], config: RunConfig, job: Job, frames: TrainingFrames, start: Start, board: BoardHandle
+    method: type[Method], config: RunConfig, job: TrainingJob, frames: TrainingFrames, start: Start, board: BoardHandle
 ) -> None:
     """Train or fit, go on from a checkpoint if there is one, and write the final state."""
     make_repeatable(config.resources.threads_per_worker)

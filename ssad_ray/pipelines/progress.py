@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError
 
 if TYPE_CHECKING:  # the board's process starts three seconds sooner without torch
-    from ssad_ray.methods.training import Progress
+    from ssad_ray.methods.training import StepProgress
 
 BoardHandle = Any
 """A handle of a `_Board` actor; Ray's own type for it says less than nothing: calls on it never return."""
@@ -32,7 +32,7 @@ class _Board:
         return self._latest
 
 
-def reporter(board: BoardHandle, member: int) -> "Progress":
+def reporter(board: BoardHandle, member: int) -> "StepProgress":
     """Return what a member calls after every step; it tells the board now and then, and never waits for it."""
     next_time = -math.inf
 
@@ -46,7 +46,7 @@ def reporter(board: BoardHandle, member: int) -> "Progress":
 
 
 @contextmanager
-def progress_board(done: int, total: int, progress: "Progress | None") -> Iterator[BoardHandle]:
+def progress_board(done: int, total: int, progress: "StepProgress | None") -> Iterator[BoardHandle]:
     """Pass on to the driver's callback, from a thread of its own, what the members tell the board.
 
     Args:

@@ -15,9 +15,9 @@ from safetensors.numpy import load_file
 from ssad_ray.config import NO_PART_OF_RESULTS, ResourcesConfig, RunConfig
 from ssad_ray.errors import ConfigError, UnavailableError
 from ssad_ray.methods.base import Method, State, TrainingFrames, TrainsByGradient
-from ssad_ray.methods.training import Progress
+from ssad_ray.methods.training import StepProgress
 from ssad_ray.pipelines.data_parallel import train_across_workers
-from ssad_ray.pipelines.member import MAX_FAILURES, Job, train_member, worker_environment
+from ssad_ray.pipelines.member import MAX_FAILURES, TrainingJob, train_member, worker_environment
 from ssad_ray.pipelines.progress import BoardHandle, progress_board
 from ssad_ray.pipelines.session import our_errors, room_for
 
@@ -37,7 +37,7 @@ def train_members(
     frames: TrainingFrames,
     members: Sequence[Member],
     checkpoint_dir: Path,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> list[State]:
     """Train members on the running Ray and return their states, in order.
 
@@ -77,7 +77,9 @@ def train_members(
         with our_errors(), progress_board(done, total, progress) as board:
             shared = ray.put(frames)
             jobs = [
-                Job(at, shared, ray.put((members[at].kept_N, members[at].initial)), members[at].seed, final_paths[at])
+                TrainingJob(
+                    at, shared, ray.put((members[at].kept_N, members[at].initial)), members[at].seed, final_paths[at]
+                )
                 for at in pending
             ]
             if num_workers:
@@ -90,7 +92,7 @@ def train_members(
 
 
 def _train_in_tasks(
-    method: type[Method], config: RunConfig, jobs: Sequence[Job], board: BoardHandle, gpus: int
+    method: type[Method], config: RunConfig, jobs: Sequence[TrainingJob], board: BoardHandle, gpus: int
 ) -> None:
     share = 1 / math.ceil(len(jobs) / gpus) if gpus else 0
     task = ray.remote(train_member).options(

@@ -41,7 +41,7 @@ class Autoencoder:
         return cls(config.detector.autoencoder)
 
     def _build(self) -> Reconstructor:
-        widths = doubling(self.config.width, _LEVELS, max(_WIDEST, self.config.width))
+        widths = doubling(self.config.width, _LEVELS, _WIDEST)
         return Reconstructor(3, 3, widths, self.config.latent)
 
     def initialise(self, frames: TrainingFrames, seed: int) -> None:  # noqa: ARG002

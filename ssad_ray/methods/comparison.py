@@ -1,7 +1,7 @@
 """The network behind detector and segmenter: repair the picture, then compare it with what it should be.
 
-A reconstruction network learns to remove planted defects; a UNet sees the picture, its repaired version and how both
-relate to the good images' median, and learns where the defects are. This is DRAEM's division of work (Zavrtanik,
+A reconstruction network learns to remove planted defects; a UNet sees the picture, its repaired version and how the
+picture differs from what is usual, and learns where the defects are. This is DRAEM's division of work (Zavrtanik,
 Kristan, Skocaj, ICCV 2021). Detector and segmenter differ in what they learn from, not in what they are, so the
 downstream task can start from the weights of the pretext task.
 
@@ -32,7 +32,7 @@ class ComparisonNetwork(nn.Module):
 
     def __init__(self, config: ComparisonConfig, height: int, width: int) -> None:
         super().__init__()
-        widths = doubling(config.width, _LEVELS, max(_WIDEST, config.width))
+        widths = doubling(config.width, _LEVELS, _WIDEST)
         self.reference = NormalReference(height, width)
         self.reconstructor = Reconstructor(3, 3, widths[:_RECONSTRUCTION_LEVELS], config.latent)
         self.unet = UNet(NUM_CHANNELS + 6, 1, widths, DEFECT_PRIOR)

@@ -1,8 +1,8 @@
 """DRAEM: learn to repair planted defects, and to find them by comparing before and after.
 
 Zavrtanik, Kristan, Skocaj: DRAEM, ICCV 2021. Different from the paper: several families of planted defects made from
-the product's own images (no external texture set), several plants at a time, GroupNorm, the per-pixel median of the
-good images as a second reconstruction that needs no training, and masks closed to the defect's body.
+the product's own images (no external texture set), several plants at a time, GroupNorm, what is usual at each place or
+in each frame as a second reconstruction that needs no training, and masks closed to the defect's body.
 docs/decisions/0006-draem.md says why.
 """
 

@@ -99,8 +99,8 @@ def _blocks_as_channels(x_BCHW: Tensor, block: int) -> Tensor:
     return functional.pixel_unshuffle(last, block).contiguous(memory_format=torch.channels_last)
 
 
-def doubling(width: int, levels: int, limit: int = 512) -> list[int]:
-    """Return block widths: doubled at every level up to a limit."""
+def doubling(width: int, levels: int, limit: int) -> list[int]:
+    """Return block widths: doubled at every level up to a limit, or all of the first width where that is above it."""
     return [min(width << level, max(limit, width)) for level in range(levels)]
 
 

@@ -1,4 +1,4 @@
-"""The segmenter of the downstream task: a UNet on automatic labels, good images and planted defects.
+"""The segmenter of the downstream task: the pretext's networks on automatic labels, good images and planted defects.
 
 Automatic labels are wrong in places. What keeps them from being learnt as truth: pixels in doubt carry no weight,
 good images are clean negatives, and planted defects have exact masks.

@@ -8,7 +8,7 @@ from ssad_ray.errors import DataError
 
 
 def assign_folds(rows: Sequence[ManifestRow], num_folds: int, seed: int) -> dict[str, int]:
-    """Return the fold of every good image by sample_id: seeded, of nearly equal size, groups kept together.
+    """Return the fold of every good image by sample_id: seeded, groups kept together and shared out evenly.
 
     Raises:
         DataError: There are fewer groups of good images than folds.

@@ -71,6 +71,15 @@ def test_every_fact_of_a_sound_image_is_filled(tmp_path):
     assert row.warning is None
 
 
+@pytest.mark.parametrize(("depth", "warning"), [(12, "only 4 are used"), (16, None)])
+def test_a_deep_file_that_uses_its_lower_bits_alone_is_warned_about(tmp_path, depth, warning):
+    deep = photo(5)[:, :, 0].astype(np.uint16) << (depth - 8)
+    _, rows = look(write(tmp_path, mvtec() | {"train/good/deep.png": images.encode_png(deep)}))
+    row = rows["train/good/deep.png"]
+    assert (row.error, row.bit_depth) == (None, 16)
+    assert (warning in row.warning) if warning else row.warning is None
+
+
 BROKEN = {
     "zero bytes": (b"", "is empty"),
     "text": (b"not an image", "not an image"),
@@ -238,7 +247,7 @@ def test_an_address_that_does_not_answer_is_a_row(tmp_path):
         ("a.png", True),
         ("b.png", False),
     ]
-    assert "does not answer" in found.rows[1].error
+    assert "cannot be reached" in found.rows[1].error
 
 
 def test_the_number_of_threads_and_the_order_of_files_do_not_change_the_rows(tmp_path, monkeypatch):

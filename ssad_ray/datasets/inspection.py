@@ -17,6 +17,7 @@ from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.errors import DataError, UnavailableError
 
 _NO_DIGEST = "0" * 12
+_ENOUGH_BITS = 6
 
 
 def inspect(root_uri: str, entry: Entry, config: DataConfig) -> tuple[ManifestRow, NDArray[np.float32] | None]:
@@ -35,6 +36,7 @@ def inspect(root_uri: str, entry: Entry, config: DataConfig) -> tuple[ManifestRo
         facts |= {name: getattr(info, name) for name in ("height", "width", "channels", "bit_depth")}
         image = images.decode(data, config.max_image_px)
         facts |= _ground_truth(root_uri, entry, info.height, info.width, config)
+        facts["warning"] = "; ".join(filter(None, (facts["warning"], _check_depth(image, info.bit_depth)))) or None
         print_of_image = thumbnail(image) if error is None else None
     except (DataError, UnavailableError) as refusal:
         error = error or refusal.detail
@@ -70,6 +72,17 @@ def _ground_truth(root_uri: str, entry: Entry, height: int, width: int, config: 
         "template_uri": template_uri,
         "warning": "; ".join(warnings) or None,
     }
+
+
+def _check_depth(image: NDArray[np.uint8], bit_depth: int) -> str | None:
+    """Return a warning where a file has more than 8 bits and its picture lies in the lower ones."""
+    num_bits = int(image.max()).bit_length()
+    if bit_depth <= 8 or num_bits > _ENOUGH_BITS:
+        return None
+    return (
+        f"of the 8 highest bits of the file's {bit_depth} only {num_bits} are used, the rest is lost: write all images "
+        "with the bits of the camera at the top"
+    )
 
 
 def _check_mask(

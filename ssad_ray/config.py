@@ -14,7 +14,7 @@ from ssad_ray.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
-NO_PART_OF_RESULTS = {"resources", "rounds"}
+NO_PART_OF_RESULTS: dict[str, Any] = {"resources": True, "rounds": True, "data": {"max_error_fraction": True}}
 """Fields that may change while a run goes on: no result of a stage depends on them by more than rounding."""
 
 

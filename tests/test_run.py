@@ -10,7 +10,7 @@ from ssad_ray.errors import ArtifactError, ConfigError, DataError
 from ssad_ray.methods.base import TrainingFrames
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.prepare import prepare
-from ssad_ray.pipelines.run import open_run
+from ssad_ray.pipelines.run import open_run, write_json
 
 
 def rows(count: int, group_size: int = 1) -> list[ManifestRow]:
@@ -18,8 +18,10 @@ def rows(count: int, group_size: int = 1) -> list[ManifestRow]:
 
 
 def test_a_run_goes_on_with_its_config_and_refuses_another(tmp_path):
-    open_run(tmp_path, RunConfig())
+    open_run(tmp_path, validate_config({"seed": 7}))
+    write_json(open_run(tmp_path, RunConfig()).split_path, {})
     open_run(tmp_path, validate_config({"resources": {"train_workers": 2}, "rounds": 3}))
+    open_run(tmp_path, validate_config({"data": {"max_error_fraction": 0.9}}))
     with pytest.raises(ConfigError, match=r"input\.size_px \(128, now 256\)"):
         open_run(tmp_path, validate_config({"input": {"size_px": 256}}))
 
@@ -102,6 +104,9 @@ def test_too_many_unreadable_images_stop_a_run(tmp_path):
         path.write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"9 of 12 images cannot be used.*max_error_fraction"):
         prepare(open_run(tmp_path / "run", RunConfig()), str(tmp_path / "data"), "full")
+    patient = validate_config({"data": {"max_error_fraction": 0.8}})
+    with pytest.raises(DataError, match="3 good images to train on came"):
+        prepare(open_run(tmp_path / "run", patient), str(tmp_path / "data"), "full")
 
 
 def test_folds_are_even_seeded_and_keep_groups_together():

@@ -205,8 +205,9 @@ class _Checkpoint:
 
     def errors(self, parts_path: str) -> Iterator[tuple[str, Row]]:
         """Yield the stem of the part, `sample_id` and `error` of every image that could not be judged."""
+        whole = self._whole_parts()
         for info in self._files(parts_path):
-            stem = next(stem for stem in self._whole_parts() if info.base_name.startswith(stem))
+            stem = next(stem for stem in whole if info.base_name.startswith(stem))
             table = pq.read_table(info.path, filesystem=self.filesystem, columns=["sample_id", "error"])
             yield from ((stem, row) for row in table.to_pylist() if row["error"] is not None)
 

@@ -137,13 +137,13 @@ def open_run(path: Path, config: RunConfig) -> Run:
     """Create a run folder, or go on with one made with the same config.
 
     Raises:
-        ConfigError: The folder belongs to another config; only `resources` and `rounds` may differ. Or no detector has
-            the name that the config gives.
+        ConfigError: The folder has its data and belongs to another config; only `NO_PART_OF_RESULTS` may differ. Or no
+            detector has the name that the config gives.
     """
     if config.detector.name not in DETECTORS:
         raise ConfigError(f"no detector is called {config.detector.name!r}; known ones are {', '.join(DETECTORS)}")
-    config_path = path / "config.yaml"
-    if config_path.exists():
+    run, config_path = Run(path, config), path / "config.yaml"
+    if run.split_path.exists():
         before = validate_config(yaml.safe_load(config_path.read_text(encoding="utf-8")))
         changed = _changed(_identity(before), _identity(config))
         if changed:
@@ -152,7 +152,7 @@ def open_run(path: Path, config: RunConfig) -> Run:
                 "name another --out"
             )
     write_text(config_path, dump_config(config))
-    return Run(path, config)
+    return run
 
 
 def write_text(path: Path, text: str) -> None:

@@ -55,7 +55,7 @@ def members(monkeypatch):
 def test_a_member_learns_from_all_frames_but_those_of_its_fold(run, members):
     with pytest.raises(Captured):
         fit(run, "draem-1", "draem", silent)
-    folds = [fold for _, fold in sorted(assign_folds(run.good_rows(), 3, run.config.seed).items())]
+    folds = [fold for _, fold in sorted(assign_folds(run.rows("train"), 3, run.config.seed).items())]
     assert [member.kept_N.tolist() for member in members] == [[at != fold for at in folds] for fold in range(3)]
     assert len({member.seed for member in members}) == 3
 
@@ -87,7 +87,7 @@ def test_a_good_image_is_calibrated_with_the_member_of_its_fold(monkeypatch):
 
 
 def test_good_images_that_vanished_are_no_obstacle_unless_all_did(run):
-    rows = run.good_rows()
+    rows = run.rows("train")
     plan = plan_frames(rows, run.config)
     for row in rows[:3]:
         (run.path / "../data" / "plate" / row.path).unlink()

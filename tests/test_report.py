@@ -60,7 +60,7 @@ def silent(title: str) -> Callable[..., None]:
 
 def fit_reference(run: Run, name: str, blur_px: float) -> None:
     """Do what `fit` does, without Ray."""
-    rows, config = run.good_rows(), load_config(None, [*QUICK, f"detector.pixel_reference.blur_px={blur_px}"])
+    rows, config = run.rows("train"), load_config(None, [*QUICK, f"detector.pixel_reference.blur_px={blur_px}"])
     plan = plan_frames(rows, config)
     frames, ids = collect_frames(rows, plan, None, config)
     folds = assign_folds(rows, config.calibration.folds, config.seed)

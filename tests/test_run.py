@@ -48,8 +48,8 @@ def test_preparing_twice_changes_nothing(tmp_path):
     for again in ((), (str(tmp_path / "data"),), (str(tmp_path / "data"), "full")):
         prepare(run, *again)
     assert (run.split_path.read_bytes(), run.manifest_path.read_bytes()) == before
-    assert len(run.good_rows()) == 4
-    assert all(row.defect_type == "good" for row in run.good_rows())
+    assert len(run.rows("train")) == 4
+    assert all(row.defect_type == "good" for row in run.rows("train"))
     assert {row.sample_id for row in run.rows("online")}.isdisjoint(row.sample_id for row in run.rows("test"))
 
 

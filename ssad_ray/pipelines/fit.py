@@ -37,7 +37,7 @@ def fit(run: Run, name: str, method: str, announce: Announce) -> None:
     """
     if run.model_path(name).exists():
         return
-    rows = run.good_rows()
+    rows = run.rows("train")
     folds = assign_folds(rows, run.config.calibration.folds, run.config.seed)
     plan = plan_frames(rows, run.config)
     frames, ids = collect_frames(rows, plan, None, run.config, announce(f"{name}: read good images"))
@@ -68,7 +68,7 @@ def fit_members(
     members = [Member(fold_N != fold, seeds[fold], start) for fold, start in enumerate(initial)]
     work = run.work_path(name)
     states = train_members(load_method(method), config, frames, members, work, announce(f"{name}: train"))
-    rows = run.good_rows()
+    rows = run.rows("train")
     artifact = Artifact(
         name=name,
         method=method,
@@ -96,7 +96,7 @@ def publish(run: Run, name: str, artifact: Artifact, announce: Announce) -> None
     draft_path = run.work_path(name) / "uncalibrated"
     shutil.rmtree(draft_path, ignore_errors=True)
     save_artifact(artifact, draft_path)
-    finished = calibrated(draft_path, run.good_rows(), run.config, announce(f"{name}: calibrate"))
+    finished = calibrated(draft_path, run.rows("train"), run.config, announce(f"{name}: calibrate"))
     save_artifact(finished, run.model_path(name))
     shutil.rmtree(run.work_path(name), ignore_errors=True)
 

@@ -91,7 +91,7 @@ def run_gate(run: Run, challenger: str, announce: Announce) -> Decision:
     else:
         champion = run.champion
         old, new = (
-            measure(run.model_path(name), run.good_rows(), run.config, announce(f"{name}: gate"))
+            measure(run.model_path(name), run.rows("train"), run.config, announce(f"{name}: gate"))
             for name in (champion, challenger)
         )
         confidence = run.config.gate.confidence

@@ -62,7 +62,7 @@ def write_report(run: Run, models: Models, announce: Announce) -> Path:
     shown = choose(rows[stage], MAX_PICTURES)
     detector_path, progress = run.model_path(models.detector), announce("report: pictures")
     illustrations = illustrate(detector_path, last, shown, run.config, progress)
-    good = run.good_rows()
+    good = run.rows("train")
     row_at = {row.path: row for row in good}
     doubtful = [row_at[path] for path in facts["least_normal"]["scores"]]
     folds = assign_folds(good, run.config.calibration.folds, run.config.seed)

@@ -128,10 +128,6 @@ class Run:
         stages = load_split(str(self.split_path), rows)
         return [row for row in rows if stages[row.sample_id] == stage]
 
-    def good_rows(self) -> list[ManifestRow]:
-        """Return the anomaly-free images to learn from."""
-        return self.rows("train")
-
 
 def open_run(path: Path, config: RunConfig) -> Run:
     """Create a run folder, or go on with one made with the same config.

@@ -55,7 +55,7 @@ def train_on_truth(run: Run, name: str, labeller: str, announce: Announce) -> No
 def _train(run: Run, name: str, labels: str, labeller: str, make_targets: MakeTargets, announce: Announce) -> None:
     config, pretext = run.config, run.artifact(labeller)
     plan = pretext.plan
-    good_rows = run.good_rows()
+    good_rows = run.rows("train")
     good, ids = collect_frames(good_rows, plan, None, config, announce(f"{name}: read good images"))
     labelled, _ = collect_frames(
         run.rows("online"), plan, make_targets, config, announce(f"{name}: read labelled images")

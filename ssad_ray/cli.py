@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LOG_INTERVAL_S = 10.0
 _ROLES = ("floor", "detector", "segmenter", "yardstick")
 _SHOWN = ("image_auroc", "pixel_auroc", "pixel_ap", "pooled_iou")
-_DEMO = ("detector.draem.training.steps=220", "segmenter.unet.training.steps=220")  # within five minutes on two cores
+_DEMO = ("detector.draem.training.steps=200", "segmenter.unet.training.steps=200")  # within five minutes on two cores
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

@@ -57,7 +57,7 @@ def test_a_folder_is_no_file_and_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(DataError, match="Directory"):
         storage.read_bytes(str(tmp_path), 10)
-    with pytest.raises(DataError, match="found File"):
+    with pytest.raises(DataError, match="this is a file"):
         storage.list_files(str(tmp_path / "file"))
 
 

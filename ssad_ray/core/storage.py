@@ -125,7 +125,8 @@ def list_files(uri: str) -> dict[str, int]:
     with _answering(uri):
         found = filesystem.get_file_info(path).type
     if found != fs.FileType.Directory:
-        raise DataError(f"{uri}: a folder is needed here, found {found.name}; check the path")
+        present = "nothing is there" if found == fs.FileType.NotFound else f"this is a {found.name.lower()}"
+        raise DataError(f"{uri}: a folder is needed here, but {present}; check the path")
     if isinstance(filesystem, fs.LocalFileSystem):
         # A name that is not UTF-8 is shown escaped, and reading it then says that there is no such file.
         sizes = ((os.path.relpath(file, path), size) for file, size in _walk(path, frozenset()))

@@ -40,7 +40,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-u
 
 
 class TinyReconstructor:
-    """Two convolutions that learn to give back noisy frames."""
+    """Two convolutions that learn to give back noisy frames, and remember what they made of all of them."""
 
     training: ClassVar[TrainingConfig] = TrainingConfig(
         steps=STEPS, batch_size=6, learning_rate=0.02, shards=3, checkpoint_every=5
@@ -50,6 +50,7 @@ class TinyReconstructor:
         self.network = nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)
         )
+        self.remembered = np.zeros(0, np.float32)
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:  # noqa: ARG003
@@ -72,8 +73,12 @@ class TinyReconstructor:
         clean = batch["clean"].permute(0, 3, 1, 2).float() / 255.0
         return functional.mse_loss(self.network(clean + batch["noise"]), clean)
 
+    def remember(self, frames: TrainingFrames, seed: int) -> None:
+        pixels = torch.from_numpy(frames.images_NHWC).permute(0, 3, 1, 2).float() / 255.0
+        self.remembered = self.network(pixels).detach().numpy() + np.float32(seed)
+
     def state(self) -> State:
-        return network_state(self.network)
+        return {**network_state(self.network), "remembered": self.remembered}
 
 
 class Watched(TinyReconstructor):

@@ -106,6 +106,14 @@ class TrainsByGradient(Protocol):
         """Return the mean loss of a shard, a scalar."""
 
 
+@runtime_checkable
+class Remembers(Protocol):
+    """The ability of a method trained by gradient to learn from the good frames once its network stands."""
+
+    def remember(self, frames: TrainingFrames, seed: int) -> None:
+        """Learn with the trained network what is not learnt by gradient; a pure function of both and the seed."""
+
+
 def to_tensor(images_BHWC: NDArray[np.uint8], device: torch.device) -> Tensor:
     """Return images as (B, C, H, W) float32 in [0, 1], channels last in memory."""
     return torch.from_numpy(images_BHWC).to(device).permute(0, 3, 1, 2).float().div_(255.0)

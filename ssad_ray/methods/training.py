@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ssad_ray.config import TrainingConfig
 from ssad_ray.errors import ArtifactError, ConfigError
-from ssad_ray.methods.base import State, TrainingFrames, TrainsByGradient
+from ssad_ray.methods.base import Remembers, State, TrainingFrames, TrainsByGradient
 from ssad_ray.methods.devices import device
 
 StepProgress = Callable[[int, int, float], None]
@@ -107,6 +107,8 @@ class Trainer:
             for weight, average in zip(self.weights, self.average, strict=True):
                 weight.copy_(average)
         self.method.network.eval()
+        if isinstance(self.method, Remembers):
+            self.method.remember(self.frames, self.seed)
 
     def state(self) -> State:
         """Everything needed to go on from here, as named arrays."""

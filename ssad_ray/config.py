@@ -89,6 +89,40 @@ class ComparisonConfig(Section):
     training: TrainingConfig = TrainingConfig()
 
 
+class PatchTrainingConfig(TrainingConfig):
+    """How an encoder of patches is trained; a class of its own, so that setting one field leaves the other defaults."""
+
+    steps: int = Field(1500, ge=1, le=1_000_000, description="Optimizer steps.")
+    learning_rate: float = Field(1e-3, gt=0.0, le=1.0, description="Peak of the cosine schedule (AdamW).")
+
+
+class ContextSvddConfig(Section):
+    """Patches compared with remembered ones, by features learnt from a pretext task."""
+
+    encoder: Literal["dense", "paper"] = Field("dense", description="paper: SCL-VI's, for patches of 32 px.")
+    pretext: Literal["context", "jigsaw", "rotation", "permutation", "none"] = Field(
+        "context", description="What the encoder learns from, beside patch-SVDD; context is SCL-VI's."
+    )
+    patch_px: int = Field(
+        32, ge=16, le=256, multiple_of=8, description="Side of the small patches, working-frame px; large ones: twice."
+    )
+    width: int = Field(32, ge=8, le=512, description="dense: channels of the first layer.")
+    alpha: float = Field(1e-4, ge=0.0, le=100.0, description="Weight of patch-SVDD beside the pretext task.")
+    memory: int = Field(10_000, ge=16, le=10_000_000, description="Remembered features per scale and member.")
+    neighbours: int = Field(10, ge=1, le=100, description="Remembered features that a patch is compared with (eta).")
+    sharpest: float = Field(20.0, ge=1.0, le=80.0, description="Limit of an affinity (lambda).")
+    score: Literal["feature", "distance"] = Field(
+        "feature", description="feature: distance to the mean of the neighbours. distance: mean of the distances."
+    )
+    training: PatchTrainingConfig = PatchTrainingConfig()
+
+    @model_validator(mode="after")
+    def _paper_has_one_size(self) -> Self:
+        if self.encoder == "paper" and self.patch_px != 32:
+            raise ValueError(f"the paper's encoder takes patches of 32 px, not patch_px {self.patch_px}")
+        return self
+
+
 class DetectorConfig(Section):
     """The pretext task: which method, and the options of each."""
 
@@ -97,6 +131,7 @@ class DetectorConfig(Section):
     pixel_reference: PixelReferenceConfig = PixelReferenceConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     draem: ComparisonConfig = ComparisonConfig()
+    context_svdd: ContextSvddConfig = ContextSvddConfig()
 
 
 class CalibrationConfig(Section):

@@ -47,6 +47,13 @@ def test_an_override_sets_its_value_and_nothing_else(tree: dict[str, object], do
     }
 
 
+def test_a_method_keeps_its_own_defaults_beside_an_override() -> None:
+    own = RunConfig().detector.context_svdd.training
+    changed = load_config(None, ["detector.context_svdd.training.steps=5"]).detector.context_svdd.training
+    assert changed == own.model_copy(update={"steps": 5})
+    assert own.learning_rate != RunConfig().detector.draem.training.learning_rate
+
+
 @given(st.dictionaries(NAMES, TREES, max_size=4), PATHS, st.integers(), st.integers())
 def test_the_last_of_two_overrides_holds(tree: dict[str, object], dotted: str, first: int, last: int) -> None:
     once = with_override(tree, dotted, last)

@@ -20,7 +20,12 @@ HEIGHT, WIDTH = 48, 80
 DEFECT = slice(20, 32), slice(50, 66)
 
 
-SMALL = {"detector.draem": {"width": 8}, "detector.autoencoder": {"width": 8}, "segmenter.unet": {"width": 8}}
+SMALL = {
+    "detector.draem": {"width": 8},
+    "detector.autoencoder": {"width": 8},
+    "detector.context_svdd": {"width": 16, "patch_px": 16, "memory": 256},
+    "segmenter.unet": {"width": 8},
+}
 """Of each method that is trained by gradient, its section of the config and the options that make it small."""
 
 

@@ -19,6 +19,7 @@ DETECTORS: "dict[str, Callable[[], type[Method]]]" = {
     "pixel_reference": _lazy("pixel_reference", "PixelReference"),
     "autoencoder": _lazy("autoencoder", "Autoencoder"),
     "draem": _lazy("draem", "Draem"),
+    "context_svdd": _lazy("context_svdd", "ContextSvdd"),
 }
 SEGMENTERS: "dict[str, Callable[[], type[Method]]]" = {
     "unet": _lazy("unet", "UnetSegmenter"),

@@ -1,0 +1,237 @@
+"""SCL-VI: features of patches, learnt by telling where two patches lie, compared with those of remembered good ones.
+
+"Self-Supervised Context Learning for Visual Inspection of Industrial Defects" (Wang et al., 2023), on top of
+Patch-SVDD (Yi, Yoon, ACCV 2020). Different from the paper: the default encoder is convolutional throughout, the grid
+of a pair never leaves the picture, and of the good patches those are remembered that are farthest apart.
+
+Shapes: B batch, H W of a frame, K side of a patch, P patches of an example, Q patches of a batch of frames, D channels
+of a feature, h w of a map.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ssad_ray.config import ContextSvddConfig, RunConfig
+from ssad_ray.core.rng import generator
+from ssad_ray.errors import ConfigError
+from ssad_ray.methods.base import State, TrainingFrames
+from ssad_ray.methods.devices import device
+from ssad_ray.methods.encoders import FEATURES, STRIDES_PX, DenseEncoder, PaperEncoder, PatchEncoder
+from ssad_ray.methods.memory import Memory, affinity_weights, spread_out
+from ssad_ray.methods.pretexts import PRETEXTS, draw
+from ssad_ray.methods.training import load_network_state, network_state, train
+
+_HIDDEN = 128
+_COLOUR_SHIFT = 0.02
+_NOISE = 0.02
+_NO_DISTANCE = 1e-12  # squared; a distance of zero has no gradient
+_LEAST_DISTANCE = 1e-6
+_MAX_CANDIDATES = 100_000
+_NUM_PROBES = 1000
+_FRAMES_AT_ONCE = 4
+_PATCHES_AT_ONCE = 4096
+
+
+class ContextNetwork(nn.Module):
+    """The encoder, and per scale a classifier that is needed in training only."""
+
+    mean_311: Tensor
+    spread: Tensor
+
+    def __init__(self, config: ContextSvddConfig, num_scales: int) -> None:
+        super().__init__()
+        main = PaperEncoder() if config.encoder == "paper" else DenseEncoder(config.patch_px, config.width)
+        self.encoder = PatchEncoder(main, config.patch_px, num_scales)
+        self.classifiers = nn.ModuleList(_classifier(PRETEXTS[config.pretext].num_classes) for _ in range(num_scales))
+        self.register_buffer("mean_311", torch.zeros(3, 1, 1))
+        self.register_buffer("spread", torch.ones(()))
+        self.apply(_initialise)
+
+    def features(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Map frames (B, 3, H, W) in [0, 1] to feature maps (B, D, h, w), one per scale."""
+        return self.encoder.of_frames((x_BCHW - self.mean_311) / self.spread)
+
+
+class ContextSvdd:
+    """The detector around the network; a map is the product over the scales of distances in units of usual ones."""
+
+    def __init__(self, config: ContextSvddConfig) -> None:
+        self.config = config
+        self.training = config.training
+        self.pretext = PRETEXTS[config.pretext]
+        self.network = ContextNetwork(config, 1)
+        self.memories: list[Memory] = []
+        self.usual: list[float] = []
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> Self:
+        """Make an unfitted detector."""
+        return cls(config.detector.context_svdd)
+
+    @property
+    def _sides(self) -> list[int]:
+        return [self.config.patch_px << scale for scale in range(self.network.encoder.num_scales)]
+
+    def initialise(self, frames: TrainingFrames, seed: int) -> None:
+        """Draw initial weights and take mean and spread of the good frames' colours."""
+        height, width = frames.images_NHWC.shape[1:3]
+        smallest = 3 * self.config.patch_px
+        if min(height, width) < smallest:
+            raise ConfigError(
+                f"context_svdd needs frames of at least {smallest} px a side, three of its patches; they are "
+                f"{height}x{width} (HxW): raise input.size_px, or lower detector.context_svdd.patch_px"
+            )
+        torch.manual_seed(seed)
+        self.network = ContextNetwork(self.config, 2 if min(height, width) >= 2 * smallest else 1)
+        good = frames.images_NHWC[frames.is_good_N]
+        mean = good.mean((0, 1, 2)) / 255.0
+        squares = np.mean([np.square(image, dtype=np.float32).mean((0, 1)) for image in good], axis=0) / 255.0**2
+        self.network.mean_311.copy_(torch.from_numpy(mean).view(3, 1, 1))
+        self.network.spread.fill_(max(float((squares - mean**2).mean()) ** 0.5, 1 / 255))
+
+    def batch(self, frames: TrainingFrames, seed: int, step: int, shard: int) -> dict[str, NDArray[Any]]:
+        """Return per scale examples of the pretext task, `patches` (B, P, K, K, 3), and their `label` (B,)."""
+        mean = self.network.mean_311.view(3).cpu().numpy()
+        spread = np.float32(self.network.spread.item())
+        good = np.flatnonzero(frames.is_good_N)
+        size = self.training.batch_size // self.training.shards
+        arrays: dict[str, list[Any]] = {}
+        for item in range(shard * size, (shard + 1) * size):
+            rng = generator(seed, "patches", step, item)
+            image = frames.images_NHWC[good[int(rng.integers(len(good)))]]
+            for scale, side in enumerate(self._sides):
+                patches, label = draw(self.pretext, image, side, rng)
+                varied = _varied(patches, rng)
+                arrays.setdefault(f"patches.{scale}", []).append((varied - mean) / spread)
+                arrays.setdefault(f"label.{scale}", []).append(np.int64(label))
+        return {name: np.stack(each) for name, each in arrays.items()}
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Add up over the scales: tell the class (eq. 1), and keep twins together (eq. 2), weighted (eq. 3)."""
+        total = torch.zeros((), device=device())
+        for scale, classifier in enumerate(self.network.classifiers):
+            patches_BPKKC = batch[f"patches.{scale}"]
+            features = self.network.encoder.of_patches(patches_BPKKC.flatten(0, 1).permute(0, 3, 1, 2))
+            *cells, twin = features.view(*patches_BPKKC.shape[:2], FEATURES).unbind(1)
+            told = cells[0] - cells[1] if len(cells) > 1 else cells[0]
+            apart = ((cells[0] - twin).square().sum(1) + _NO_DISTANCE).sqrt().mean()
+            total = total + functional.cross_entropy(classifier(told), batch[f"label.{scale}"])
+            total = total + self.config.alpha * apart
+        return total
+
+    def fit(self, frames: TrainingFrames, seed: int) -> None:
+        """Train in this process."""
+        train(self, frames, seed)
+
+    @torch.inference_mode()
+    def remember(self, frames: TrainingFrames, seed: int) -> None:
+        """Keep features of good patches, those that are farthest apart, and learn which distance is usual.
+
+        Usual is the mean distance of a good frame's patch from what is remembered of other frames; the scales differ
+        in it.
+        """
+        images = frames.images_NHWC[frames.is_good_N]
+        maps = [self._features(images[at : at + _FRAMES_AT_ONCE]) for at in range(0, len(images), _FRAMES_AT_ONCE)]
+        rng = generator(seed, "memory")
+        self.memories, self.usual = [], []
+        for features in (torch.cat(each) for each in zip(*maps, strict=True)):
+            candidates = _some(len(features), _MAX_CANDIDATES, rng)
+            kept = candidates[spread_out(features[candidates], self.config.memory)]
+            probes = _some(len(features), _NUM_PROBES, rng)
+            per_frame = len(features) // len(images)
+            distances = torch.cdist(features[probes], features[kept])
+            distances[(probes // per_frame)[:, None] == kept // per_frame] = torch.inf
+            nearest = distances.amin(1)
+            is_known = nearest.isfinite()
+            usual = float(nearest[is_known].mean()) if is_known.any() else 1.0
+            self.memories.append(Memory(features[kept]))
+            self.usual.append(max(usual, _LEAST_DISTANCE))
+
+    @torch.inference_mode()
+    def score(self, images_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the largest value (B,) and the maps (B, H, W)."""
+        batch, height, width = images_BHWC.shape[:3]
+        maps = torch.ones(batch, height, width, device=device())
+        parts = zip(self._features(images_BHWC), self.memories, self.usual, self._sides, STRIDES_PX, strict=False)
+        for features, memory, usual, side, stride in parts:
+            rows, columns = ((size - side) // stride + 1 for size in (height, width))
+            distances = self._distances(features, memory).view(batch, 1, rows, columns)
+            maps *= spread_over_pixels(distances / usual, side, stride, height, width)
+        return maps.amax((1, 2)).cpu().numpy(), maps.cpu().numpy()
+
+    def _features(self, images_BHWC: NDArray[np.uint8]) -> list[Tensor]:
+        """Return the features of all patches of frames, (Q, D) per scale."""
+        x = torch.from_numpy(images_BHWC).to(device()).permute(0, 3, 1, 2).float() / 255.0
+        return [each.permute(0, 2, 3, 1).reshape(-1, FEATURES) for each in self.network.features(x)]
+
+    def _distances(self, features_QD: Tensor, memory: Memory) -> Tensor:
+        """Return how far features are from their neighbours in the memory (Q,), eq. 4 to 6."""
+        return torch.cat([self._distance(part, memory) for part in torch.split(features_QD, _PATCHES_AT_ONCE)])
+
+    def _distance(self, features_QD: Tensor, memory: Memory) -> Tensor:
+        distances, items = memory.nearest(features_QD, self.config.neighbours)
+        weights = affinity_weights(distances, self.config.sharpest)
+        if self.config.score == "distance":
+            return (weights * distances).sum(1)
+        fused = (weights[:, :, None] * items).sum(1)
+        return functional.pairwise_distance(features_QD, fused, eps=0.0)
+
+    def state(self) -> State:
+        """Return weights, what is remembered, and the usual distances."""
+        remembered = {f"memory.{scale}": memory.items.cpu().numpy() for scale, memory in enumerate(self.memories)}
+        return {**network_state(self.network), **remembered, "usual": np.array(self.usual, np.float32)}
+
+    def load_state(self, state: State) -> None:
+        """Take over what `state` returned."""
+        self.usual = state["usual"].tolist()
+        self.network = ContextNetwork(self.config, len(self.usual))
+        load_network_state(self.network, state)
+        self.memories = [
+            Memory(torch.from_numpy(np.array(state[f"memory.{scale}"])).to(device()))
+            for scale in range(len(self.usual))
+        ]
+
+
+def spread_over_pixels(patches_B1hw: Tensor, side: int, stride: int, height: int, width: int) -> Tensor:
+    """Give every pixel (B, H, W) the mean value of the patches that it lies in (eq. 7)."""
+    kernel = patches_B1hw.new_ones(1, 1, side, side)
+    sums = functional.conv_transpose2d(patches_B1hw, kernel, stride=stride)
+    counts = functional.conv_transpose2d(torch.ones_like(patches_B1hw[:1]), kernel, stride=stride)
+    means = sums / counts
+    missing = (0, width - means.shape[3], 0, height - means.shape[2])
+    return functional.pad(means, missing, mode="replicate")[:, 0]
+
+
+def _some(num: int, at_most: int, rng: np.random.Generator) -> Tensor:
+    """Return numbers below `num`, each at most once, in random order."""
+    return torch.from_numpy(rng.permutation(num)[:at_most])
+
+
+def _classifier(num_classes: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(FEATURES, _HIDDEN),
+        nn.LeakyReLU(0.1),
+        nn.Linear(_HIDDEN, _HIDDEN),
+        nn.LeakyReLU(0.1),
+        nn.Linear(_HIDDEN, num_classes),
+    )
+
+
+def _initialise(layer: nn.Module) -> None:
+    """Keep the scale of what passes through: no norm would restore it."""
+    if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
+        nn.init.kaiming_normal_(layer.weight, a=0.1)
+        nn.init.zeros_(layer.bias)
+
+
+def _varied(patches_PKKC: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return patches in [0, 1] with channels shifted and noise, so that colour and borders do not give classes away."""
+    shift = rng.normal(0.0, _COLOUR_SHIFT, (len(patches_PKKC), 1, 1, 3))
+    noise = rng.normal(0.0, _NOISE, patches_PKKC.shape)
+    return (patches_PKKC / 255.0 + shift + noise).astype(np.float32)

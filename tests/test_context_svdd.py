@@ -1,0 +1,121 @@
+"""SCL-VI: its pretext tasks, its encoders, and how distances become maps."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from ssad_ray.config import validate_config
+from ssad_ray.core.rng import generator
+from ssad_ray.errors import ConfigError
+from ssad_ray.methods.base import TrainingFrames
+from ssad_ray.methods.context_svdd import ContextSvdd, spread_over_pixels
+from ssad_ray.methods.encoders import DenseEncoder, PaperEncoder, PatchEncoder
+from ssad_ray.methods.pretexts import PRETEXTS, draw, relative_positions
+
+
+def positions(height: int, width: int) -> np.ndarray:
+    """A picture whose every pixel says where it is."""
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    return np.stack([rows, columns, np.zeros_like(rows)], axis=2).astype(np.uint8)
+
+
+def svdd(**options) -> ContextSvdd:
+    return ContextSvdd.from_config(validate_config({"detector": {"context_svdd": options}}))
+
+
+def frames(height: int = 96, width: int = 112, num: int = 6) -> TrainingFrames:
+    rng = generator(0, "frames")
+    return TrainingFrames.of_good(rng.integers(0, 255, (num, height, width, 3)).astype(np.uint8))
+
+
+def test_thirty_six_pairs_are_twelve_classes():
+    classes = relative_positions()
+    assert sorted((len(pairs) for pairs in classes), reverse=True) == [6, 6, 4, 4, 3, 3, 2, 2, 2, 2, 1, 1]
+    assert any({(1, 3), (2, 4), (4, 6), (5, 7)} == set(pairs) for pairs in classes)
+
+
+@pytest.mark.parametrize("side", [16, 32])
+def test_a_pair_lies_where_its_class_says(side):
+    displacement = [
+        (pairs[0][1] // 3 - pairs[0][0] // 3, pairs[0][1] % 3 - pairs[0][0] % 3) for pairs in relative_positions()
+    ]
+    rng = generator(0, "pairs")
+    seen: Counter[int] = Counter()
+    for _ in range(600):
+        patches, label = draw(PRETEXTS["context"], positions(3 * side, 4 * side), side, rng)
+        (y0, x0), (y1, x1), (y2, x2) = patches[:, 0, 0, :2].astype(int)
+        for apart, steps in zip((y1 - y0, x1 - x0), displacement[label], strict=True):
+            assert abs(apart - 7 / 8 * side * steps) <= side / 4
+        assert max(abs(y2 - y0), abs(x2 - x0)) == 1
+        assert patches.shape == (3, side, side, 3)
+        seen[label] += 1
+    assert set(seen) == set(range(12))
+    assert max(seen.values()) < 2 * min(seen.values())
+
+
+@pytest.mark.parametrize(("name", "num_classes"), [("jigsaw", 8), ("rotation", 4), ("permutation", 6), ("none", 1)])
+def test_the_other_tasks_have_their_classes(name, num_classes):
+    rng = generator(0, name)
+    picture = rng.integers(0, 255, (48, 60, 3)).astype(np.uint8)
+    labels = {draw(PRETEXTS[name], picture, 16, rng)[1] for _ in range(200)}
+    assert labels == set(range(num_classes))
+
+
+def test_the_papers_encoder_has_its_parameters_and_sizes():
+    encoder = PaperEncoder()
+    assert sum(weight.numel() for weight in encoder.parameters()) == 3_886_720
+    assert encoder(torch.zeros(1, 3, 40, 36)).shape == (1, 64, 3, 2)
+
+
+@pytest.mark.parametrize(("side", "main"), [(32, PaperEncoder()), (32, DenseEncoder(32, 8)), (16, DenseEncoder(16, 8))])
+@torch.inference_mode()
+def test_the_map_of_a_frame_holds_the_features_of_its_patches(side, main):
+    encoder = PatchEncoder(main, side, 2).double()
+    frame = torch.rand(1, 3, 2 * side + 16, 2 * side + 32, dtype=torch.float64)
+    for scale, (maps, stride) in enumerate(zip(encoder.of_frames(frame), (4, 16), strict=True)):
+        assert maps.shape[2] == (frame.shape[2] - (scale + 1) * side) // stride + 1
+        for row, column in ((0, 0), (1, 1), (maps.shape[2] - 1, maps.shape[3] - 1)):
+            y, x, size = row * stride, column * stride, (scale + 1) * side
+            alone = encoder.of_patches(frame[:, :, y : y + size, x : x + size])
+            torch.testing.assert_close(maps[:, :, row, column], alone)
+
+
+def test_a_pixel_has_the_mean_of_the_patches_it_lies_in():
+    values = torch.tensor([[[[1.0, 3.0]]], [[[5.0, 5.0]]]])
+    first, second = spread_over_pixels(values, 8, 4, 10, 14)
+    assert first[0].tolist() == [1.0] * 4 + [2.0] * 4 + [3.0] * 6
+    assert torch.equal(first[9], first[0])
+    assert torch.equal(second, torch.full((10, 14), 5.0))
+
+
+def test_large_patches_are_used_where_they_fit():
+    for height, num_scales in ((96, 1), (192, 2)):
+        method = svdd(width=8, memory=16, training={"steps": 1, "batch_size": 4, "shards": 1})
+        method.fit(frames(height, 192, 3), 0)
+        assert len(method.memories) == num_scales
+        scores, maps = method.score(frames(height, 192, 3).images_NHWC)
+        assert maps.shape == (3, height, 192)
+        np.testing.assert_array_equal(scores, maps.max((1, 2)))
+
+
+def test_feature_scores_are_never_above_distance_scores():
+    method = svdd(width=8, memory=64, training={"steps": 1, "batch_size": 4, "shards": 1})
+    method.fit(frames(), 0)
+    images = frames(num=8).images_NHWC[6:]
+    by_feature = method.score(images)[1]
+    method.config = method.config.model_copy(update={"score": "distance"})
+    by_distance = method.score(images)[1]
+    assert (by_feature <= by_distance * (1 + 1e-5)).all()
+    assert (by_feature < 0.99 * by_distance).any()
+
+
+def test_frames_without_room_for_a_grid_are_refused():
+    with pytest.raises(ConfigError, match=r"at least 96 px a side.* are 80x112 \(HxW\)"):
+        svdd().fit(frames(height=80), 0)
+
+
+def test_the_papers_encoder_has_one_size():
+    with pytest.raises(ConfigError, match="patches of 32 px, not patch_px 16"):
+        svdd(encoder="paper", patch_px=16)

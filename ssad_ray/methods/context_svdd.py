@@ -34,7 +34,6 @@ _NO_DISTANCE = 1e-12  # squared; a distance of zero has no gradient
 _LEAST_DISTANCE = 1e-6
 _MAX_CANDIDATES = 100_000
 _NUM_PROBES = 1000
-_FRAMES_AT_ONCE = 4
 _PATCHES_AT_ONCE = 4096
 
 
@@ -137,21 +136,25 @@ class ContextSvdd:
         in it.
         """
         images = frames.images_NHWC[frames.is_good_N]
-        maps = [self._features(images[at : at + _FRAMES_AT_ONCE]) for at in range(0, len(images), _FRAMES_AT_ONCE)]
         rng = generator(seed, "memory")
         self.memories, self.usual = [], []
-        for features in (torch.cat(each) for each in zip(*maps, strict=True)):
-            candidates = _some(len(features), _MAX_CANDIDATES, rng)
-            kept = candidates[spread_out(features[candidates], self.config.memory)]
+        for candidates in zip(*(self._candidates(image, len(images), rng) for image in images), strict=True):
+            features = torch.cat(candidates)
+            owners = torch.arange(len(images)).repeat_interleave(len(candidates[0]))
+            kept = spread_out(features, self.config.memory)
             probes = _some(len(features), _NUM_PROBES, rng)
-            per_frame = len(features) // len(images)
             distances = torch.cdist(features[probes], features[kept])
-            distances[(probes // per_frame)[:, None] == kept // per_frame] = torch.inf
+            distances[(owners[probes][:, None] == owners[kept]).to(distances.device)] = torch.inf
             nearest = distances.amin(1)
             is_known = nearest.isfinite()
             usual = float(nearest[is_known].mean()) if is_known.any() else 1.0
             self.memories.append(Memory(features[kept]))
             self.usual.append(max(usual, _LEAST_DISTANCE))
+
+    def _candidates(self, image_HWC: NDArray[np.uint8], num_images: int, rng: np.random.Generator) -> list[Tensor]:
+        """Return some of an image's features per scale, so many that all images together have a bounded number."""
+        share = max(1, _MAX_CANDIDATES // num_images)
+        return [features[_some(len(features), share, rng)] for features in self._features(image_HWC[np.newaxis])]
 
     @torch.inference_mode()
     def score(self, images_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

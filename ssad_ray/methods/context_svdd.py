@@ -20,7 +20,7 @@ from torch.nn import functional
 from ssad_ray.config import ContextSvddConfig, RunConfig
 from ssad_ray.core.rng import generator
 from ssad_ray.errors import ConfigError
-from ssad_ray.methods.base import State, TrainingFrames
+from ssad_ray.methods.base import State, TrainingFrames, to_tensor
 from ssad_ray.methods.devices import device
 from ssad_ray.methods.encoders import FEATURES, STRIDES_PX, DenseEncoder, PaperEncoder, PatchEncoder
 from ssad_ray.methods.memory import Memory, affinity_weights, spread_out
@@ -170,8 +170,8 @@ class ContextSvdd:
 
     def _features(self, images_BHWC: NDArray[np.uint8]) -> list[Tensor]:
         """Return the features of all patches of frames, (Q, D) per scale."""
-        x = torch.from_numpy(images_BHWC).to(device()).permute(0, 3, 1, 2).float() / 255.0
-        return [each.permute(0, 2, 3, 1).reshape(-1, FEATURES) for each in self.network.features(x)]
+        maps = self.network.features(to_tensor(images_BHWC, device()))
+        return [each.permute(0, 2, 3, 1).reshape(-1, FEATURES) for each in maps]
 
     def _distances(self, features_QD: Tensor, memory: Memory) -> Tensor:
         """Return how far features are from their neighbours in the memory (Q,), eq. 4 to 6."""
@@ -227,7 +227,7 @@ def _classifier(num_classes: int) -> nn.Module:
 
 
 def _initialise(layer: nn.Module) -> None:
-    """Keep the scale of what passes through: no norm would restore it."""
+    """Keep the scale of what passes through: the only norm comes last."""
     if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
         nn.init.kaiming_normal_(layer.weight, a=0.1)
         nn.init.zeros_(layer.bias)

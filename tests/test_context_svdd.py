@@ -10,7 +10,7 @@ from ssad_ray.config import validate_config
 from ssad_ray.core.rng import generator
 from ssad_ray.errors import ConfigError
 from ssad_ray.methods.base import TrainingFrames
-from ssad_ray.methods.context_svdd import ContextSvdd, spread_over_pixels
+from ssad_ray.methods.context_svdd import ContextSvdd
 from ssad_ray.methods.encoders import DenseEncoder, PaperEncoder, PatchEncoder
 from ssad_ray.methods.pretexts import PRETEXTS, draw, relative_positions
 
@@ -82,19 +82,41 @@ def test_the_map_of_a_frame_holds_the_features_of_its_patches(side, main):
             torch.testing.assert_close(maps[:, :, row, column], alone)
 
 
-def test_a_pixel_has_the_mean_of_the_patches_it_lies_in():
-    values = torch.tensor([[[[1.0, 3.0]]], [[[5.0, 5.0]]]])
-    first, second = spread_over_pixels(values, 8, 4, 10, 14)
-    assert first[0].tolist() == [1.0] * 4 + [2.0] * 4 + [3.0] * 6
-    assert torch.equal(first[9], first[0])
-    assert torch.equal(second, torch.full((10, 14), 5.0))
+def test_aligned_parts_are_remembered_by_place_and_surfaces_are_not():
+    rng = generator(0, "parts")
+    part = rng.integers(0, 255, (96, 112, 3))
+    parts = np.clip(part + rng.normal(0, 4, (6, 96, 112, 3)), 0, 255).astype(np.uint8)
+    for images, shape in ((parts, (17, 21)), (frames().images_NHWC, ())):
+        method = svdd(width=8, memory=1000, training={"steps": 1, "batch_size": 4, "shards": 1})
+        method.fit(TrainingFrames.of_good(images), 0)
+        state = method.state()
+        assert state["0.usual"].shape == shape
+        assert state["0.memory"].shape == ((*shape, 2, 64) if shape else (1000, 64))
+        again = svdd(width=8)
+        again.load_state(state)
+        np.testing.assert_array_equal(again.score(images)[1], method.score(images)[1])
+
+
+def test_a_patch_of_another_place_is_anomalous_on_aligned_parts():
+    rng = generator(0, "parts")
+    coarse = rng.integers(0, 255, (6, 7, 3)).repeat(16, 0).repeat(16, 1)
+    parts = np.clip(coarse + rng.normal(0, 4, (9, 96, 112, 3)), 0, 255).astype(np.uint8)
+    method = svdd(width=8, patch_px=16, training={"steps": 20, "batch_size": 4, "shards": 1})
+    method.fit(TrainingFrames.of_good(parts[:8]), 0)
+    moved = parts[8].copy()
+    moved[16:48, 64:96] = parts[8, 48:80, 16:48]
+    scores, maps = method.score(np.stack([parts[8], moved]))
+    assert scores[1] > 1.5 * scores[0]
+    row, column = np.unravel_index(maps[1].argmax(), maps[1].shape)
+    assert 16 <= row < 48
+    assert 64 <= column < 96
 
 
 def test_large_patches_are_used_where_they_fit():
     for height, num_scales in ((96, 1), (192, 2)):
         method = svdd(width=8, memory=16, training={"steps": 1, "batch_size": 4, "shards": 1})
         method.fit(frames(height, 192, 3), 0)
-        assert len(method.memories) == num_scales
+        assert len(method.normal) == num_scales
         scores, maps = method.score(frames(height, 192, 3).images_NHWC)
         assert maps.shape == (3, height, 192)
         np.testing.assert_array_equal(scores, maps.max((1, 2)))

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssad_ray.methods.memory import Memory, affinity_weights, spread_out
+from ssad_ray.core.rng import generator
+from ssad_ray.methods.memory import Memory, PlaceMemory, affinity_weights, spread_out
 
 
 def features(num: int, seed: int, channels: int = 8) -> torch.Tensor:
@@ -43,16 +44,50 @@ def test_a_memory_gives_back_its_items():
     assert torch.equal(Memory(items).items, items)
 
 
-@pytest.mark.parametrize("num_items", [5, 300, 9000])
-def test_spread_out_is_greedy_k_centre(num_items):
-    items = features(num_items, 0, 3)
-    chosen = [0]
-    apart = torch.full((num_items,), torch.inf)
-    for _ in range(min(num_items, 200) - 1):
+def test_the_nearest_around_a_place_are_those_of_brute_force():
+    items, queries = features(5 * 7 * 3, 0).view(5, 7, 3, 8), features(5 * 7, 1).view(5, 7, 8)
+    distances, found = PlaceMemory(items).nearest(queries, 10)
+    for row in range(5):
+        for column in range(7):
+            around = items[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3].flatten(0, 2)
+            expected = (around - queries[row, column]).norm(dim=1).topk(10, largest=False)
+            torch.testing.assert_close(distances[row, column], expected.values)
+            torch.testing.assert_close(found[row, column], around[expected.indices])
+
+
+def test_no_more_neighbours_are_asked_for_than_a_corner_has():
+    distances, _ = PlaceMemory(features(2 * 6, 0).view(2, 6, 1, 8)).nearest(features(2 * 6, 1).view(2, 6, 8), 10)
+    assert distances.shape == (2, 6, 6)
+    assert distances.isfinite().all()
+
+
+def test_places_share_a_memory_evenly_and_remember_what_is_farthest_apart():
+    maps = features(9 * 2 * 3, 0, 4).view(9, 2, 3, 4)
+    memory = PlaceMemory.of(maps, 25, generator(0, "memory"))
+    assert memory.items.shape == (2, 3, 4, 4)
+    for row in range(2):
+        for column in range(3):
+            seen = maps[:, row, column]
+            first = int((seen - seen.mean(0)).norm(dim=1).argmin())
+            assert torch.equal(memory.items[row, column], seen[greedy_k_centre(seen, 4, first)])
+    assert PlaceMemory.of(maps, 1, generator(0, "memory")).items.shape == (2, 3, 1, 4)
+    assert PlaceMemory.of(maps, 1000, generator(0, "memory")).items.shape == (2, 3, 9, 4)
+
+
+def greedy_k_centre(items: torch.Tensor, num: int, first: int = 0) -> list[int]:
+    chosen = [first]
+    apart = torch.full((len(items),), torch.inf)
+    for _ in range(min(len(items), num) - 1):
         apart = torch.minimum(apart, ((items - items[chosen[-1]]) ** 2).sum(1))
         apart[chosen[-1]] = -1.0
         chosen.append(int(apart.argmax()))
-    assert spread_out(items, 200).tolist() == chosen
+    return chosen
+
+
+@pytest.mark.parametrize("num_items", [5, 300, 9000])
+def test_spread_out_is_greedy_k_centre(num_items):
+    items = features(num_items, 0, 3)
+    assert spread_out(items, 200).tolist() == greedy_k_centre(items, 200)
 
 
 def test_equal_items_are_each_chosen_once():

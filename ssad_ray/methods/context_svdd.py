@@ -2,10 +2,10 @@
 
 "Self-Supervised Context Learning for Visual Inspection of Industrial Defects" (Wang et al., 2023), on top of
 Patch-SVDD (Yi, Yoon, ACCV 2020). Different from the paper: the default encoder is convolutional throughout, the grid
-of a pair never leaves the picture, and of the good patches those are remembered that are farthest apart.
+of a pair never leaves the picture, of the good patches those are remembered that are farthest apart, and on aligned
+parts a patch is compared with those of its place.
 
-Shapes: B batch, H W of a frame, K side of a patch, P patches of an example, Q patches of a batch of frames, D channels
-of a feature, h w of a map.
+Shapes: B batch, H W of a frame, K side of a patch, P patches of an example, D channels of a feature, h w of a map.
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssad_ray.config import ContextSvddConfig, RunConfig
+from ssad_ray.core.framing import is_aligned
 from ssad_ray.core.rng import generator
 from ssad_ray.errors import ConfigError
 from ssad_ray.methods.base import State, TrainingFrames, to_tensor
 from ssad_ray.methods.devices import device
 from ssad_ray.methods.encoders import FEATURES, STRIDES_PX, DenseEncoder, PaperEncoder, PatchEncoder
-from ssad_ray.methods.memory import Memory, affinity_weights, spread_out
+from ssad_ray.methods.memory import Memory, PlaceMemory, affinity_distance
+from ssad_ray.methods.normal_patches import NormalPatches, frames_to_remember, spread_over_pixels
 from ssad_ray.methods.pretexts import PRETEXTS, draw
 from ssad_ray.methods.training import load_network_state, network_state, train
 
@@ -31,10 +33,7 @@ _HIDDEN = 128
 _COLOUR_SHIFT = 0.02
 _NOISE = 0.02
 _NO_DISTANCE = 1e-12  # squared; a distance of zero has no gradient
-_LEAST_DISTANCE = 1e-6
-_MAX_CANDIDATES = 100_000
-_NUM_PROBES = 1000
-_PATCHES_AT_ONCE = 4096
+_SPREAD = 0.2  # of a patch's side
 
 
 class ContextNetwork(nn.Module):
@@ -58,24 +57,23 @@ class ContextNetwork(nn.Module):
 
 
 class ContextSvdd:
-    """The detector around the network; a map is the product over the scales of distances in units of usual ones."""
+    """The detector around the network; a map is the product over the scales of distances in units of usual ones.
+
+    Of the large scale the root is taken: its patches cover twice as many pixels each way, and blur what the small ones
+    outline.
+    """
 
     def __init__(self, config: ContextSvddConfig) -> None:
         self.config = config
         self.training = config.training
         self.pretext = PRETEXTS[config.pretext]
         self.network = ContextNetwork(config, 1)
-        self.memories: list[Memory] = []
-        self.usual: list[float] = []
+        self.normal: list[NormalPatches] = []
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
         """Make an unfitted detector."""
         return cls(config.detector.context_svdd)
-
-    @property
-    def _sides(self) -> list[int]:
-        return [self.config.patch_px << scale for scale in range(self.network.encoder.num_scales)]
 
     def initialise(self, frames: TrainingFrames, seed: int) -> None:
         """Draw initial weights and take mean and spread of the good frames' colours."""
@@ -104,8 +102,8 @@ class ContextSvdd:
         for item in range(shard * size, (shard + 1) * size):
             rng = generator(seed, "patches", step, item)
             image = frames.images_NHWC[good[int(rng.integers(len(good)))]]
-            for scale, side in enumerate(self._sides):
-                patches, label = draw(self.pretext, image, side, rng)
+            for scale in range(self.network.encoder.num_scales):
+                patches, label = draw(self.pretext, image, self.config.patch_px << scale, rng)
                 varied = _varied(patches, rng)
                 arrays.setdefault(f"patches.{scale}", []).append((varied - mean) / spread)
                 arrays.setdefault(f"label.{scale}", []).append(np.int64(label))
@@ -130,90 +128,54 @@ class ContextSvdd:
 
     @torch.inference_mode()
     def remember(self, frames: TrainingFrames, seed: int) -> None:
-        """Keep features of good patches, those that are farthest apart, and learn which distance is usual.
-
-        Usual is the mean distance of a good frame's patch from what is remembered of other frames; the scales differ
-        in it.
-        """
-        images = frames.images_NHWC[frames.is_good_N]
+        """Keep features of good patches."""
         rng = generator(seed, "memory")
-        self.memories, self.usual = [], []
-        for candidates in zip(*(self._candidates(image, len(images), rng) for image in images), strict=True):
-            features = torch.cat(candidates)
-            owners = torch.arange(len(images)).repeat_interleave(len(candidates[0]))
-            kept = spread_out(features, self.config.memory)
-            probes = _some(len(features), _NUM_PROBES, rng)
-            distances = torch.cdist(features[probes], features[kept])
-            distances[(owners[probes][:, None] == owners[kept]).to(distances.device)] = torch.inf
-            nearest = distances.amin(1)
-            is_known = nearest.isfinite()
-            usual = float(nearest[is_known].mean()) if is_known.any() else 1.0
-            self.memories.append(Memory(features[kept]))
-            self.usual.append(max(usual, _LEAST_DISTANCE))
-
-    def _candidates(self, image_HWC: NDArray[np.uint8], num_images: int, rng: np.random.Generator) -> list[Tensor]:
-        """Return some of an image's features per scale, so many that all images together have a bounded number."""
-        share = max(1, _MAX_CANDIDATES // num_images)
-        return [features[_some(len(features), share, rng)] for features in self._features(image_HWC[np.newaxis])]
+        images = frames_to_remember(frames, rng)
+        has_places = is_aligned(list(images))
+        maps = zip(*(self._features(image[np.newaxis]) for image in images), strict=True)
+        self.normal = [
+            NormalPatches.of(torch.cat(each), has_places, self.config.memory, self._apart, rng) for each in maps
+        ]
 
     @torch.inference_mode()
     def score(self, images_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the largest value (B,) and the maps (B, H, W)."""
         batch, height, width = images_BHWC.shape[:3]
         maps = torch.ones(batch, height, width, device=device())
-        parts = zip(self._features(images_BHWC), self.memories, self.usual, self._sides, STRIDES_PX, strict=False)
-        for features, memory, usual, side, stride in parts:
-            rows, columns = ((size - side) // stride + 1 for size in (height, width))
-            distances = self._distances(features, memory).view(batch, 1, rows, columns)
-            maps *= spread_over_pixels(distances / usual, side, stride, height, width)
+        for scale, (features, normal) in enumerate(zip(self._features(images_BHWC), self.normal, strict=True)):
+            side, ratios = self.config.patch_px << scale, normal.ratios(features)
+            spread = spread_over_pixels(ratios, side, STRIDES_PX[scale], height, width, _SPREAD * side)
+            maps *= spread ** (0.5**scale)
         return maps.amax((1, 2)).cpu().numpy(), maps.cpu().numpy()
 
     def _features(self, images_BHWC: NDArray[np.uint8]) -> list[Tensor]:
-        """Return the features of all patches of frames, (Q, D) per scale."""
-        maps = self.network.features(to_tensor(images_BHWC, device()))
-        return [each.permute(0, 2, 3, 1).reshape(-1, FEATURES) for each in maps]
+        """Return the maps of features of frames, (B, h, w, D) per scale."""
+        return [each.permute(0, 2, 3, 1) for each in self.network.features(to_tensor(images_BHWC, device()))]
 
-    def _distances(self, features_QD: Tensor, memory: Memory) -> Tensor:
-        """Return how far features are from their neighbours in the memory (Q,), eq. 4 to 6."""
-        return torch.cat([self._distance(part, memory) for part in torch.split(features_QD, _PATCHES_AT_ONCE)])
-
-    def _distance(self, features_QD: Tensor, memory: Memory) -> Tensor:
-        distances, items = memory.nearest(features_QD, self.config.neighbours)
-        weights = affinity_weights(distances, self.config.sharpest)
-        if self.config.score == "distance":
-            return (weights * distances).sum(1)
-        fused = (weights[:, :, None] * items).sum(1)
-        return functional.pairwise_distance(features_QD, fused, eps=0.0)
+    def _apart(self, features_hwD: Tensor, memory: Memory | PlaceMemory) -> Tensor:
+        options = self.config
+        return affinity_distance(
+            features_hwD, memory, options.neighbours, options.sharpest, of_features=options.score == "feature"
+        )
 
     def state(self) -> State:
-        """Return weights, what is remembered, and the usual distances."""
-        remembered = {f"memory.{scale}": memory.items.cpu().numpy() for scale, memory in enumerate(self.memories)}
-        return {**network_state(self.network), **remembered, "usual": np.array(self.usual, np.float32)}
+        """Return weights, and what is normal at each scale."""
+        remembered = {
+            f"{scale}.{name}": value
+            for scale, normal in enumerate(self.normal)
+            for name, value in normal.state().items()
+        }
+        return network_state(self.network) | remembered
 
     def load_state(self, state: State) -> None:
         """Take over what `state` returned."""
-        self.usual = state["usual"].tolist()
-        self.network = ContextNetwork(self.config, len(self.usual))
+        scales = range(2 if "1.memory" in state else 1)
+        self.network = ContextNetwork(self.config, len(scales))
         load_network_state(self.network, state)
-        self.memories = [
-            Memory(torch.from_numpy(np.array(state[f"memory.{scale}"])).to(device()))
-            for scale in range(len(self.usual))
+        self.normal = [
+            NormalPatches.from_state({name: state[f"{scale}.{name}"] for name in ("memory", "usual")}, self._apart)
+            for scale in scales
         ]
-
-
-def spread_over_pixels(patches_B1hw: Tensor, side: int, stride: int, height: int, width: int) -> Tensor:
-    """Give every pixel (B, H, W) the mean value of the patches that it lies in (eq. 7)."""
-    kernel = patches_B1hw.new_ones(1, 1, side, side)
-    sums = functional.conv_transpose2d(patches_B1hw, kernel, stride=stride)
-    counts = functional.conv_transpose2d(torch.ones_like(patches_B1hw[:1]), kernel, stride=stride)
-    means = sums / counts
-    missing = (0, width - means.shape[3], 0, height - means.shape[2])
-    return functional.pad(means, missing, mode="replicate")[:, 0]
-
-
-def _some(num: int, at_most: int, rng: np.random.Generator) -> Tensor:
-    """Return numbers below `num`, each at most once, in random order."""
-    return torch.from_numpy(rng.permutation(num)[:at_most])
 
 
 def _classifier(num_classes: int) -> nn.Module:

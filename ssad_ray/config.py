@@ -123,6 +123,20 @@ class ContextSvddConfig(Section):
         return self
 
 
+class MemoryBankConfig(Section):
+    """Features of a pretrained network compared with remembered ones."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50", "wide_resnet50_2"] = Field(
+        "resnet18", description="A residual network of torchvision."
+    )
+    weights: str | None = Field(
+        None,
+        description="Its weights, a safetensors file that every worker sees; nothing is ever downloaded. "
+        "None: random ones.",
+    )
+    memory: int = Field(10_000, ge=16, le=10_000_000, description="Remembered features per member.")
+
+
 class DetectorConfig(Section):
     """The pretext task: which method, and the options of each."""
 
@@ -132,6 +146,7 @@ class DetectorConfig(Section):
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     draem: ComparisonConfig = ComparisonConfig()
     context_svdd: ContextSvddConfig = ContextSvddConfig()
+    memory_bank: MemoryBankConfig = MemoryBankConfig()
 
 
 class CalibrationConfig(Section):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ssad_ray.errors import ConfigError
 
@@ -137,6 +137,21 @@ class MemoryBankConfig(Section):
     memory: int = Field(10_000, ge=16, le=10_000_000, description="Remembered features per member.")
 
 
+class FusionConfig(Section):
+    """Several detectors as one."""
+
+    parts: tuple[str, ...] = Field(
+        ("draem", "context_svdd"), min_length=1, max_length=16, description="Names of detectors, each at most once."
+    )
+
+    @field_validator("parts")
+    @classmethod
+    def _each_once(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(parts)) < len(parts):
+            raise ValueError(f"{', '.join(parts)} names a detector twice")
+        return parts
+
+
 class DetectorConfig(Section):
     """The pretext task: which method, and the options of each."""
 
@@ -147,6 +162,7 @@ class DetectorConfig(Section):
     draem: ComparisonConfig = ComparisonConfig()
     context_svdd: ContextSvddConfig = ContextSvddConfig()
     memory_bank: MemoryBankConfig = MemoryBankConfig()
+    fusion: FusionConfig = FusionConfig()
 
 
 class CalibrationConfig(Section):

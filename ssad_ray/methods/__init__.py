@@ -21,6 +21,7 @@ DETECTORS: "dict[str, Callable[[], type[Method]]]" = {
     "draem": _lazy("draem", "Draem"),
     "context_svdd": _lazy("context_svdd", "ContextSvdd"),
     "memory_bank": _lazy("memory_bank", "MemoryBank"),
+    "fusion": _lazy("fusion", "Fusion"),
 }
 SEGMENTERS: "dict[str, Callable[[], type[Method]]]" = {
     "unet": _lazy("unet", "UnetSegmenter"),

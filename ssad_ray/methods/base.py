@@ -114,6 +114,25 @@ class Remembers(Protocol):
         """Learn with the trained network what is not learnt by gradient; a pure function of both and the seed."""
 
 
+@runtime_checkable
+class Combines(Protocol):
+    """The ability of a detector to be made of others, which are fitted each in its own way.
+
+    Its state is that of its parts, each under `<name>.`, and how their maps compare: that is learnt from good images
+    which the parts have not seen.
+    """
+
+    @property
+    def parts(self) -> Mapping[str, Method]:
+        """The detectors by name, each a name of the method table."""
+
+    def part_maps(self, images_BHWC: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Return the raw maps (B, H, W) of every part."""
+
+    def learn_tails(self, values: Mapping[str, NDArray[np.float32]]) -> None:
+        """Learn from the parts' map values on held-out good images, in any shape, how maps compare."""
+
+
 def to_tensor(images_BHWC: NDArray[np.uint8], device: torch.device) -> Tensor:
     """Return images as (B, C, H, W) float32 in [0, 1], channels last in memory."""
     return torch.from_numpy(images_BHWC).to(device).permute(0, 3, 1, 2).float().div_(255.0)

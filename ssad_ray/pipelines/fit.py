@@ -15,10 +15,11 @@ from ssad_ray.datasets.splits import digest
 from ssad_ray.errors import ArtifactError
 from ssad_ray.methods import load_method
 from ssad_ray.methods.artifact import Artifact, load_artifact, save_artifact
-from ssad_ray.methods.base import Method, State, TrainingFrames
+from ssad_ray.methods.base import Combines, Method, State, TrainingFrames
 from ssad_ray.pipelines.calibrate import calibrated
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.frames import collect_frames, plan_frames
+from ssad_ray.pipelines.fuse import train_parts, with_tails
 from ssad_ray.pipelines.run import Announce, Run
 from ssad_ray.pipelines.training import Member, train_members
 
@@ -67,7 +68,11 @@ def fit_members(
     seeds = [int(generator(config.seed, "member", name, fold).integers(2**31)) for fold in range(len(initial))]
     members = [Member(fold_N != fold, seeds[fold], start) for fold, start in enumerate(initial)]
     work = run.work_path(name)
-    states = train_members(load_method(method), config, frames, members, work, announce(f"{name}: train"))
+    prototype = load_method(method).from_config(config)
+    if isinstance(prototype, Combines):
+        states = train_parts(name, list(prototype.parts), config, frames, members, work, announce)
+    else:
+        states = train_members(load_method(method), config, frames, members, work, announce(f"{name}: train"))
     rows = run.rows("train")
     artifact = Artifact(
         name=name,
@@ -93,12 +98,19 @@ def publish(run: Run, name: str, artifact: Artifact, announce: Announce) -> None
 
     Workers find it in a draft on disk, which is always written anew: an old one may be of other weights.
     """
-    draft_path = run.work_path(name) / "uncalibrated"
-    shutil.rmtree(draft_path, ignore_errors=True)
-    save_artifact(artifact, draft_path)
-    finished = calibrated(draft_path, run.rows("train"), run.config, announce(f"{name}: calibrate"))
+    rows = run.rows("train")
+    if isinstance(artifact.members[0], Combines):
+        artifact = with_tails(_draft(run, artifact), rows, run.config, announce(f"{name}: compare its parts"))
+    finished = calibrated(_draft(run, artifact), rows, run.config, announce(f"{name}: calibrate"))
     save_artifact(finished, run.model_path(name))
     shutil.rmtree(run.work_path(name), ignore_errors=True)
+
+
+def _draft(run: Run, artifact: Artifact) -> Path:
+    path = run.work_path(artifact.name) / "uncalibrated"
+    shutil.rmtree(path, ignore_errors=True)
+    save_artifact(artifact, path)
+    return path
 
 
 def load_source(config: RunConfig) -> Artifact:

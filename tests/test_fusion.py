@@ -1,0 +1,91 @@
+"""Several detectors as one: in this process, and through the pipeline."""
+
+import numpy as np
+import pytest
+
+from ssad_ray.config import validate_config
+from ssad_ray.core.framing import to_frames
+from ssad_ray.core.images import decode
+from ssad_ray.core.rng import generator
+from ssad_ray.core.storage import read_bytes
+from ssad_ray.core.tails import NormalTail
+from ssad_ray.datasets.synthetic import write_synthetic
+from ssad_ray.errors import ConfigError
+from ssad_ray.methods.artifact import load_artifact
+from ssad_ray.methods.base import TrainingFrames
+from ssad_ray.methods.fusion import Fusion
+from ssad_ray.pipelines.fit import fit
+from ssad_ray.pipelines.folds import assign_folds
+from ssad_ray.pipelines.prepare import prepare
+from ssad_ray.pipelines.run import open_run
+from ssad_ray.pipelines.session import session
+
+
+def config(*parts: str):
+    training = {"steps": 4, "batch_size": 4}
+    options = {"fusion": {"parts": parts}, "name": "fusion", "autoencoder": {"width": 8, "training": training}}
+    return validate_config({"detector": options, "input": {"size_px": 48}, "resources": {"threads_per_worker": 1}})
+
+
+def frames() -> TrainingFrames:
+    return TrainingFrames.of_good(generator(0, "frames").integers(0, 255, (8, 48, 64, 3)).astype(np.uint8))
+
+
+def test_a_map_is_the_mean_vote_of_the_parts():
+    method = Fusion.from_config(config("pixel_reference", "autoencoder"))
+    method.fit(frames(), 0)
+    images = frames().images_NHWC[:2]
+    scores, maps = method.score(images)
+    votes = []
+    for name, raw in method.part_maps(images).items():
+        rarity = method.tails[name].rarity(raw)
+        votes.append(rarity / (1 + rarity))
+    np.testing.assert_allclose(maps, (votes[0] + votes[1]) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(scores, maps.max((1, 2)))
+
+
+def test_tails_are_learnt_from_frames_that_no_part_has_seen():
+    method = Fusion.from_config(config("pixel_reference"))
+    method.fit(frames(), 0)
+    reference = method.parts["pixel_reference"]
+    seen = TrainingFrames.of_good(frames().images_NHWC[[0, 1, 2, 4, 5, 6]])
+    reference.fit(seen, 0)
+    np.testing.assert_array_equal(reference.state()["median_HWC"], method.state()["pixel_reference.median_HWC"])
+    held_out = NormalTail.of(reference.score(frames().images_NHWC[[3, 7]])[1])
+    np.testing.assert_array_equal(method.tails["pixel_reference"].values_T, held_out.values_T)
+
+
+def test_parts_are_detectors_and_each_comes_once():
+    with pytest.raises(ConfigError, match="other detectors than fusion; got draem, fusion"):
+        Fusion.from_config(config("draem", "fusion"))
+    with pytest.raises(ConfigError, match="draem, draem names a detector twice"):
+        config("draem", "draem")
+    with pytest.raises(ConfigError, match="no method is called 'nothing'"):
+        Fusion.from_config(config("draem", "nothing"))
+
+
+@pytest.mark.ray
+def test_the_pipeline_trains_the_parts_and_learns_the_tails_from_held_out_images(tmp_path):
+    data = write_synthetic(tmp_path / "data", 9, 2, 2, height=64, width=96)
+    fused, alone = (
+        open_run(tmp_path / name, config(*parts))
+        for name, parts in (("fused", ("pixel_reference", "autoencoder")), ("alone", ("pixel_reference",)))
+    )
+    with session(fused.config.resources):
+        for run in (fused, alone):
+            prepare(run, str(data))
+            fit(run, "fusion-1", "fusion", lambda _: lambda *_: None)
+    artifact = load_artifact(fused.model_path("fusion-1"))
+    rows = fused.rows("train")
+    folds = assign_folds(rows, 3, fused.config.seed)
+    maps = []
+    for row in rows:
+        image = decode(read_bytes(row.uri, 1 << 30), 1 << 30)
+        maps.append(artifact.members[folds[row.sample_id]].part_maps(to_frames(image, artifact.plan)))
+    for name in ("pixel_reference", "autoencoder"):
+        tail = NormalTail.of(np.stack([each[name] for each in maps]))
+        for member in artifact.members:
+            np.testing.assert_allclose(member.tails[name].values_T, tail.values_T, rtol=1e-6)
+    part = load_artifact(alone.model_path("fusion-1")).members[1].tails["pixel_reference"]
+    np.testing.assert_array_equal(part.values_T, artifact.members[1].tails["pixel_reference"].values_T)
+    assert artifact.calibration is not None

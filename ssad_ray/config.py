@@ -123,6 +123,14 @@ class ContextSvddConfig(Section):
         return self
 
 
+class TemplateDifferenceConfig(Section):
+    """Difference to a registered template, beyond a tolerance band."""
+
+    radius_px: int = Field(
+        1, ge=0, le=16, description="How far edges may be off, working-frame px; finer structure is not inspected."
+    )
+
+
 class MemoryBankConfig(Section):
     """Features of a pretrained network compared with remembered ones."""
 
@@ -161,6 +169,7 @@ class DetectorConfig(Section):
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     draem: ComparisonConfig = ComparisonConfig()
     context_svdd: ContextSvddConfig = ContextSvddConfig()
+    template_difference: TemplateDifferenceConfig = TemplateDifferenceConfig()
     memory_bank: MemoryBankConfig = MemoryBankConfig()
     fusion: FusionConfig = FusionConfig()
 

@@ -13,7 +13,7 @@ from ssad_ray.core.rng import generator
 from ssad_ray.errors import ArtifactError, ConfigError
 from ssad_ray.methods import METHODS, load_method
 from ssad_ray.methods.artifact import Artifact, load_artifact, save_artifact
-from ssad_ray.methods.base import Method, TrainingFrames, TrainsByGradient
+from ssad_ray.methods.base import ComparesWithTemplate, Method, TrainingFrames, TrainsByGradient
 from ssad_ray.methods.training import Trainer, compute_all, save_state, start_from
 
 HEIGHT, WIDTH = 48, 80
@@ -37,11 +37,17 @@ def config(steps: int = 120) -> RunConfig:
     return validate_config(tree)
 
 
-def good_image(index: int, seed: int = 0) -> NDArray[np.uint8]:
-    """A plate with a groove, a light gradient and noise."""
-    rng = generator(seed, "plate", index)
+def plate() -> NDArray[np.float64]:
+    """A plate with a groove and a light gradient."""
     image = np.full((HEIGHT, WIDTH, 3), 120.0) + np.linspace(0, 40, WIDTH)[:, None]
     image[10:14] -= 50
+    return image
+
+
+def good_image(index: int, seed: int = 0) -> NDArray[np.uint8]:
+    """A plate with its own brightness and noise."""
+    rng = generator(seed, "plate", index)
+    image = plate()
     return np.clip(image + rng.uniform(-4, 4) + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
 
 
@@ -51,14 +57,21 @@ def with_defect(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image
 
 
-GOOD = TrainingFrames.of_good(np.stack([good_image(index) for index in range(12)]))
+def shown_to(method: Method, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return images (..., H, W, 3) as the method wants them: as they are, or with the plate as their template."""
+    if not isinstance(method, ComparesWithTemplate):
+        return images
+    return np.concatenate([images, np.broadcast_to(plate().astype(np.uint8), images.shape)], axis=-1)
+
+
+GOOD = np.stack([good_image(index) for index in range(12)])
 UNSEEN = np.stack([good_image(index, seed=1) for index in range(4)])
 
 
 def fitted(name: str, seed: int = 0, steps: int = 120) -> Method:
     torch.set_num_threads(1)
     method = load_method(name).from_config(config(steps))
-    method.fit(GOOD, seed)
+    method.fit(TrainingFrames.of_good(shown_to(method, GOOD)), seed)
     return method
 
 
@@ -68,13 +81,13 @@ def method(request) -> Method:
 
 
 def test_it_detects_a_stamped_defect(method):
-    normal, _ = method.score(UNSEEN)
-    anomalous, _ = method.score(np.stack([with_defect(image) for image in UNSEEN]))
+    normal, _ = method.score(shown_to(method, UNSEEN))
+    anomalous, _ = method.score(shown_to(method, np.stack([with_defect(image) for image in UNSEEN])))
     assert anomalous.min() > normal.max()
 
 
 def test_the_defect_lands_where_the_defect_is(method):
-    _, maps = method.score(np.stack([with_defect(image) for image in UNSEEN]))
+    _, maps = method.score(shown_to(method, np.stack([with_defect(image) for image in UNSEEN])))
     assert maps.shape == (4, HEIGHT, WIDTH)
     inside = np.zeros((HEIGHT, WIDTH), bool)
     inside[DEFECT] = True
@@ -85,8 +98,8 @@ def test_the_defect_lands_where_the_defect_is(method):
 
 
 def test_batch_size_does_not_change_scores(method):
-    scores, maps = method.score(UNSEEN)
-    for index, image in enumerate(UNSEEN):
+    scores, maps = method.score(shown_to(method, UNSEEN))
+    for index, image in enumerate(shown_to(method, UNSEEN)):
         score, anomaly_map = method.score(image[np.newaxis])
         np.testing.assert_allclose(score[0], scores[index], rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(anomaly_map[0], maps[index], rtol=1e-4, atol=1e-4)
@@ -94,7 +107,7 @@ def test_batch_size_does_not_change_scores(method):
 
 def test_a_constant_image_gives_finite_output(method):
     for level in (0, 255):
-        scores, maps = method.score(np.full((1, HEIGHT, WIDTH, 3), level, np.uint8))
+        scores, maps = method.score(shown_to(method, np.full((1, HEIGHT, WIDTH, 3), level, np.uint8)))
         assert np.isfinite(scores).all()
         assert np.isfinite(maps).all()
         assert scores.dtype == maps.dtype == np.float32
@@ -104,7 +117,7 @@ def test_an_artifact_reloads_to_the_same_scores(method, request, tmp_path):
     name = request.node.callspec.params["method"]
     plan = FramePlan("resize", HEIGHT, WIDTH)
     artifact = Artifact(f"{name}-1", name, plan, (method, method), None, config(), {"seed": 0})
-    image = with_defect(np.repeat(np.repeat(good_image(0), 2, axis=0), 3, axis=1))
+    image = np.repeat(np.repeat(shown_to(method, with_defect(good_image(0))), 2, axis=0), 3, axis=1)
     save_artifact(artifact, tmp_path / "artifact")
     loaded = load_artifact(tmp_path / "artifact")
     score, anomaly_map = artifact.score(image)
@@ -126,7 +139,9 @@ def test_a_seed_reaches_every_random_stream(name):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if hasattr(load_method(name), "batch")])
 def test_training_goes_on_from_a_state_as_if_it_had_not_stopped(name):
-    whole, stopped, resumed = (Trainer(load_method(name).from_config(config(4)), GOOD, 0) for _ in range(3))
+    whole, stopped, resumed = (
+        Trainer(load_method(name).from_config(config(4)), TrainingFrames.of_good(GOOD), 0) for _ in range(3)
+    )
     assert isinstance(whole.method, TrainsByGradient)
     for trainer in (whole, whole, stopped, stopped):
         trainer.apply([gradient for gradient, _ in compute_all(trainer)])
@@ -169,7 +184,7 @@ def test_arrays_in_any_memory_order_are_stored_as_they_seem(tmp_path):
 
 def test_the_downstream_task_starts_from_the_weights_of_the_pretext():
     pretext, segmenter = fitted("draem", steps=4), load_method("unet").from_config(config(1))
-    segmenter.initialise(GOOD, 0)
+    segmenter.initialise(TrainingFrames.of_good(GOOD), 0)
     start_from(segmenter.network, pretext.state())
     given, taken = pretext.state(), segmenter.state()
     assert all(np.array_equal(taken[name], given[name]) for name in given)

@@ -51,6 +51,7 @@ _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS_PER_SAMPLE = 258
 _PNG_END = b"IEND\xaeB`\x82"
 _PNG_BIT_DEPTH_AT = 24
+_MAX_RESIZED_CHANNELS = 4  # that cv2.resize shrinks at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,10 @@ def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.bool_]
 
 
 def resize(image: NDArray[Pixel], height: int, width: int) -> NDArray[Pixel]:
-    """Return an (H, W) or (H, W, C <= 4) array at another size: area mean where it shrinks, linear where it grows."""
+    """Return an (H, W) or (H, W, C) array at another size: area mean where it shrinks, linear where it grows."""
+    if image.ndim == 3 and image.shape[2] > _MAX_RESIZED_CHANNELS:
+        first, rest = np.split(image, [_MAX_RESIZED_CHANNELS], axis=2)
+        return np.concatenate([resize(first, height, width), resize(rest, height, width)], axis=2)
     small = (min(height, image.shape[0]), min(width, image.shape[1]))
     for size, interpolation in ((small, cv2.INTER_AREA), ((height, width), cv2.INTER_LINEAR)):
         if image.shape[:2] != size:

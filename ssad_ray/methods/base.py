@@ -1,12 +1,12 @@
 """What a method is: something that learns from frames and scores frames.
 
 Shapes: B frames of a batch, N training frames, L of them labelled, H and W height and width of a frame, C = 3
-channels (RGB).
+channels (RGB), 6 for a method that compares with a template.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -48,6 +48,10 @@ class TrainingFrames:
             return image, np.zeros(image.shape[:2], np.float32), np.ones(image.shape[:2], np.float32)
         place = np.count_nonzero(~self.is_good_N[:index])
         return image, self.targets_LHW[place], self.weights_LHW[place]
+
+    def of_images(self) -> "TrainingFrames":
+        """Return the frames without the templates they may show."""
+        return replace(self, images_NHWC=self.images_NHWC[..., :3])
 
     def only(self, kept_N: NDArray[np.bool_]) -> "TrainingFrames":
         """Return some of the frames, copied."""
@@ -115,6 +119,20 @@ class Remembers(Protocol):
 
 
 @runtime_checkable
+class ComparesWithTemplate(Protocol):
+    """The ability of a method to be shown every image together with its template.
+
+    All its frames, those to learn from and those to score, have six channels, uint8: the image's RGB, then that of the
+    template in the image's own frame (`ssad_ray.core.registration.Registered.template`). They are stacked before a
+    frame is cut, so that a frame shows the same place twice. Where no template lies, both are the image. A good image
+    that is a template itself is stacked on itself.
+    """
+
+    compares_with_template: ClassVar[bool]
+    """True; having it is what counts."""
+
+
+@runtime_checkable
 class Combines(Protocol):
     """The ability of a detector to be made of others, which are fitted each in its own way.
 
@@ -131,6 +149,13 @@ class Combines(Protocol):
 
     def learn_tails(self, values: Mapping[str, NDArray[np.float32]]) -> None:
         """Learn from the parts' map values on held-out good images, in any shape, how maps compare."""
+
+
+def is_shown_template(method: Method) -> bool:
+    """Whether the frames of a method have six channels: it compares with a template, or a part of it does."""
+    if isinstance(method, Combines):
+        return any(is_shown_template(part) for part in method.parts.values())
+    return isinstance(method, ComparesWithTemplate)
 
 
 def to_tensor(images_BHWC: NDArray[np.uint8], device: torch.device) -> Tensor:

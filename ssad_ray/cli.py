@@ -112,9 +112,9 @@ def fit(
     from ssad_ray.pipelines.fit import fit as fit_detector
 
     run = _open(out, config, set_, seed, init_from)
-    name = f"{run.config.detector.name}-1"
     with _working(run, address, data, protocol) as announce:
-        fit_detector(run, name, run.config.detector.name, announce)
+        name = f"{run.detector}-1"
+        fit_detector(run, name, run.detector, announce)
     if not run.champion_path.exists():
         run.promote(name)
     typer.echo(f"{run.model_path(name)}\n{_rule(run, name)}")

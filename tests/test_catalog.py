@@ -302,7 +302,7 @@ def test_real_bottles_are_all_usable_and_only_the_part_photographed_twice_is_a_g
 def test_real_boards_have_boxes_and_templates_and_no_duplicates():
     found = real("deeppcb")
     told = summary(found)
-    assert (found.layout, told["images"], told["broken"], told["templates"]) == ("deeppcb", 160, 0, 160)
+    assert (found.layout, told["images"], told["broken"], told["templates"]) == ("deeppcb", 320, 0, 320)
     assert told["boxes"] > 1000
     assert told["duplicate_groups"] == 0
     assert told["warnings"] == {}

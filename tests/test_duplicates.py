@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -76,6 +77,13 @@ def test_equal_bytes_layout_groups_and_likeness_join_into_one_group():
     rows = [row("a", "1"), row("b", "1"), row("c", "2", "tile 7"), row("d", "1", "tile 7"), row("e", "3")]
     prints = [None, None, None, None, thumbnail(carpet())]
     assert [row.group for row in group_duplicates(rows, prints)] == ["a@1"] * 4 + ["e@3"]
+
+
+def test_a_template_is_in_no_group_with_the_images_of_its_pattern():
+    template = replace(row("a_temp", "1"), template_uri="/a_temp")
+    print_ = thumbnail(carpet())
+    grouped = group_duplicates([template, row("a_test", "1"), row("a_copy", "1")], [print_] * 3)
+    assert [each.group for each in grouped] == ["a_temp@1", "a_test@1", "a_test@1"]
 
 
 def test_groups_do_not_cross_categories_and_unread_files_are_not_alike():

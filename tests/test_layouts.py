@@ -96,7 +96,7 @@ def test_deeppcb_boxes_are_read_with_spaces_or_commas(tmp_path, separator):
     line = separator.join(["80", "284", "114", "317", "1"])
     reader, entries = read(tmp_path, {**PCB, "group1/1_not/7.txt": f"{line}\n{line}\n"})
     assert reader is deeppcb
-    (entry,) = entries.values()
+    entry = entries["group1/1/7_test.jpg"]
     assert entry.boxes == (box(80, 284, 114, 317, "open"),)
     assert (entry.defect_type, entry.template) == ("open", "group1/1/7_temp.jpg")
     assert entry.warning == "1 repeated boxes dropped"
@@ -105,7 +105,7 @@ def test_deeppcb_boxes_are_read_with_spaces_or_commas(tmp_path, separator):
 @pytest.mark.parametrize("text", ["1 2 3 4", "1 2 3 4 7", "a b c d 1", "1 2 3 4 5 6"])
 def test_a_broken_deeppcb_line_is_an_error_that_quotes_it(tmp_path, text):
     _, entries = read(tmp_path, {**PCB, "group1/1_not/7.txt": f"1 2 3 4 1\n{text}\n"})
-    (entry,) = entries.values()
+    entry = entries["group1/1/7_test.jpg"]
     assert f"group1/1_not/7.txt line 2: '{text}'" in entry.error
     assert entry.boxes == ()
 
@@ -119,6 +119,13 @@ def test_deeppcb_lists_give_stages_and_show_what_is_absent(tmp_path):
     assert entries["PCBData/group1/1/7_test.jpg"].source_stage == "train"
     assert entries["PCBData/group1/1/7_test.jpg"].defect_type == "mixed"
     assert "PCBData/group1/1/8_test.jpg" in entries
+
+
+def test_a_pcb_template_is_a_good_image_and_its_own_template(tmp_path):
+    _, entries = read(tmp_path, {**PCB, "group1/1/8_test.jpg": ""})
+    assert set(entries) == {"group1/1/7_test.jpg", "group1/1/7_temp.jpg", "group1/1/8_test.jpg"}
+    template = entries["group1/1/7_temp.jpg"]
+    assert (template.defect_type, template.source_stage, template.template) == ("good", "train", template.path)
 
 
 def test_a_pcb_without_template_or_annotation_carries_both_warnings(tmp_path):

@@ -1,10 +1,12 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ssad_ray.config import RunConfig, validate_config
-from ssad_ray.datasets.manifest import ManifestRow
+from ssad_ray.datasets.manifest import ManifestRow, write_manifest
+from ssad_ray.datasets.splits import save_split, split
 from ssad_ray.datasets.synthetic import write_synthetic
 from ssad_ray.errors import ArtifactError, ConfigError, DataError
 from ssad_ray.methods.base import TrainingFrames
@@ -128,6 +130,24 @@ def test_a_detector_that_does_not_exist_uses_up_no_folder(tmp_path):
         with pytest.raises(ConfigError, match=f"no detector is called '{name}'; known ones are pixel_reference"):
             open_run(tmp_path / "run", validate_config({"detector": {"name": name}}))
     assert open_run(tmp_path / "run", RunConfig()).config == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "templates", "name", "detector"),
+    [
+        ("full", True, "auto", "draem"),
+        ("routine2", True, "auto", "template_difference"),
+        ("routine2", False, "auto", "gan_inversion"),
+        ("routine2", True, "autoencoder", "autoencoder"),
+    ],
+)
+def test_the_detector_suits_protocol_and_images_unless_it_is_named(tmp_path, protocol, templates, name, detector):
+    run = open_run(tmp_path / "run", validate_config({"detector": {"name": name}}))
+    good = [replace(row, defect_type="good") for row in rows(8)]
+    shown = [replace(row, template_uri="/template" if templates else None) for row in good]
+    write_manifest(shown, str(run.manifest_path))
+    save_split(split(shown, protocol, 0), "data", protocol, 0, str(run.split_path))
+    assert run.detector == detector
 
 
 def test_targets_stay_with_their_frames():

@@ -10,7 +10,7 @@ from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.datasets.splits import load_split, save_split, split
 from ssad_ray.errors import ConfigError, DataError
 
-PROTOCOLS = ["routine1", "routine1_full_test", "full"]
+PROTOCOLS = ["routine1", "routine1_full_test", "full", "routine2"]
 
 
 def row(name, defect_type="good", source_stage=None, group=None, category="nut", error=None):
@@ -118,6 +118,27 @@ def test_too_few_images_say_how_many_came_and_are_needed(protocol, num_good, num
     rows = [row(f"g{i}") for i in range(num_good)] + [row(f"d{i}", "crack") for i in range(num_defective)]
     with pytest.raises(DataError, match=reason):
         split(rows, protocol, 0)
+
+
+@pytest.mark.parametrize("protocol", ["full", "routine2"])
+def test_templates_train_and_never_judge(protocol):
+    boards = [row(f"{i}_test", "open") for i in range(10)]
+    templates = [row(f"{i}_temp", source_stage="train") for i in range(10)]
+    templates = [replace(each, template_uri=each.uri) for each in templates]
+    stages = split(boards + templates, protocol, 0)
+    assert {stages[each.sample_id] for each in templates} == {"train"}
+    assert Counter(stages[each.sample_id] for each in boards) == {"online": 5, "test": 5}
+    photographed = [row(f"{i}_good") for i in range(8)]
+    stages = split(boards + templates + photographed, protocol, 0)
+    assert {stages[each.sample_id] for each in templates} == {"train"}
+    assert Counter(stages[each.sample_id] for each in photographed) == {"train": 4, "online": 2, "test": 2}
+
+
+def test_routine_1_draws_its_online_images_from_those_that_are_no_templates():
+    boards = [row(f"{i}_test", "open") for i in range(30)]
+    templates = [replace(row(f"{i}_temp"), template_uri=f"/{i}_temp") for i in range(30)]
+    with pytest.raises(DataError, match="routine 1 needs 4 good images for online"):
+        split(boards + templates, "routine1", 0)
 
 
 def test_an_unknown_protocol_names_the_known_ones():

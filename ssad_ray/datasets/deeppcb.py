@@ -1,13 +1,14 @@
 """DeepPCB layout: `group<G>/<G>/<id>_test.jpg`, `<id>_temp.jpg` and boxes in `group<G>/<G>_not/<id>.txt`.
 
 A line of boxes is `x1 y1 x2 y2 type`; spaces, as in the files, or commas, as in their description. The optional lists
-`trainval.txt` and `test.txt` name images without `_test`. There is no defect-free test image.
+`trainval.txt` and `test.txt` name images without `_test`. There is no defect-free test image; good are the templates,
+each its own template.
 """
 
 import re
 from collections.abc import Iterator
 
-from ssad_ray.core.records import TrueBox
+from ssad_ray.core.records import GOOD, TrueBox
 from ssad_ray.datasets.entries import Entry, Listing, SourceStage, image_defect_type, read_text
 from ssad_ray.errors import DataError
 
@@ -25,7 +26,7 @@ def matches(listing: Listing) -> bool:
 
 
 def read(root_uri: str, listing: Listing) -> Iterator[Entry]:
-    """Yield every `_test` image, and every image of the lists that is not there."""
+    """Yield every `_test` image, its template, and every image of the lists that is not there."""
     stages = _listed_stages(root_uri, listing)
     for path in listing:
         match = _IMAGE.fullmatch(path)
@@ -43,6 +44,8 @@ def read(root_uri: str, listing: Listing) -> Iterator[Entry]:
             error=error,
             warning=warning if template in listing else "; ".join(filter(None, (warning, f"no template {template}"))),
         )
+        if template in listing:
+            yield Entry(template, "pcb", source_stage="train", defect_type=GOOD, template=template)
     for stem, stage in stages.items():
         yield Entry(path=f"{stem}_test.jpg", category="pcb", source_stage=stage)
 

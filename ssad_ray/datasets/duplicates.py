@@ -42,15 +42,16 @@ def group_duplicates(
 ) -> list[ManifestRow]:
     """Return the rows with final groups: rows joined by layout group, equal bytes or likeness share one.
 
-    A joined group takes the name of its first row.
+    A joined group takes the name of its first row. A template is in a group of its own: it looks like the images of its
+    pattern, and whoever judges them is given it anyway.
     """
     pairs = [
-        _linked((row.category, row.group) for row in rows),
-        _linked((row.category, row.sha256) if row.sha256 else None for row in rows),
+        _linked(None if row.is_template else (row.category, row.group) for row in rows),
+        _linked(None if row.is_template or not row.sha256 else (row.category, row.sha256) for row in rows),
     ]
     by_category: defaultdict[str, dict[int, NDArray[np.float32]]] = defaultdict(dict)
     for index, (row, fingerprint) in enumerate(zip(rows, thumbnails, strict=True)):
-        if fingerprint is not None:
+        if fingerprint is not None and not row.is_template:
             by_category[row.category][index] = fingerprint
     pairs += [np.array(list(found))[near_duplicates(np.stack(list(found.values())))] for found in by_category.values()]
     links = np.concatenate(pairs)

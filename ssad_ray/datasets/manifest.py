@@ -89,6 +89,11 @@ class ManifestRow:
         return self.sample_id.rpartition("@")[0]
 
     @property
+    def is_template(self) -> bool:
+        """Whether it is the template that images of its pattern are compared with."""
+        return self.template_uri == self.uri
+
+    @property
     def sample(self) -> Sample:
         """The part that a method may see."""
         return Sample(self.sample_id, self.uri, self.category, self.group, self.template_uri)

@@ -9,6 +9,10 @@ Protocols:
   (of a data set without stages: every other image), so that metrics which need good images exist.
 - `full`: train is every good image shipped for train (of a data set without stages: half of the good ones); all
   others go half to online, half to test, each defect type by itself.
+- `routine2`: the papers' large stages, whose sizes they do not give: as `full`, judged by boxes, with the detector
+  that fits the data set (`ssad_ray/pipelines/prepare.py`).
+
+A template among the images is good, and trains under every protocol: whoever judges images of its pattern is given it.
 
 A data set has stages if it ships images of known type for test.
 
@@ -28,7 +32,7 @@ from ssad_ray.core.records import GOOD, Stage
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.errors import ConfigError, DataError
 
-Protocol = Literal["routine1", "routine1_full_test", "full"]
+Protocol = Literal["routine1", "routine1_full_test", "full", "routine2"]
 Stages = dict[str, Stage]
 
 _TRAIN_GOOD = 10
@@ -59,7 +63,7 @@ def split(rows: Iterable[ManifestRow], protocol: Protocol, seed: int) -> Stages:
     if not categories:
         raise DataError(f"none of the {len(rows)} images can be used; `ssad catalog` says why")
     for usable in categories.values():
-        if protocol == "full":
+        if protocol in ("full", "routine2"):
             stages |= _halves(usable)
         else:
             stages |= _routine1(usable, tests_all=protocol == "routine1_full_test")
@@ -106,10 +110,11 @@ def _routine1(rows: Sequence[ManifestRow], tests_all: bool) -> Stages:
     """Draw the papers' numbers of images from one category, in the order of `rows`."""
     has_stages = _has_stages(rows)
     good = [row for row in rows if row.defect_type == GOOD]
+    judged = [row for row in good if not row.is_template]
     defective = [row for row in rows if row.defect_type not in (GOOD, None)]
     draws: tuple[tuple[Stage, list[ManifestRow], int], ...] = (
         ("train", [row for row in good if row.source_stage == "train" or not has_stages], _TRAIN_GOOD),
-        ("online", sorted(good, key=lambda row: row.source_stage == "train"), _ONLINE_GOOD),
+        ("online", sorted(judged, key=lambda row: row.source_stage == "train"), _ONLINE_GOOD),
         ("online", defective, _ONLINE_DEFECTIVE),
         ("test", defective, _TEST_DEFECTIVE),
     )
@@ -126,7 +131,7 @@ def _routine1(rows: Sequence[ManifestRow], tests_all: bool) -> Stages:
             )
         stages |= dict.fromkeys(drawn, stage)
     if tests_all:
-        rest = (row for row in [*good, *defective] if row.source_stage == "test" or not has_stages)
+        rest = (row for row in [*judged, *defective] if row.source_stage == "test" or not has_stages)
         stages |= {row.sample_id: "test" for row in rest if owners.get(row.group, "test") == "test"}
     return stages
 
@@ -156,29 +161,33 @@ def _family(defect_type: str) -> str:
 def _halves(rows: Sequence[ManifestRow]) -> Stages:
     """Divide one category: good images to train, each other defect type in halves; groups in the order of `rows`."""
     has_stages = _has_stages(rows)
+    templates = {row.sample_id for row in rows if row.is_template}
+    rows = [row for row in rows if not row.is_template]
     groups: defaultdict[str, list[ManifestRow]] = defaultdict(list)
     for row in rows:
         groups[row.group].append(row)
     trainable = {r.sample_id for r in rows if r.defect_type == GOOD and (r.source_stage == "train" or not has_stages)}
-    if len(trainable) < _LEAST_TRAIN_GOOD:
+    least = _LEAST_TRAIN_GOOD - len(templates)
+    if len(trainable) < least:
         raise DataError(
-            f"category {rows[0].category}: {len(trainable)} good images to train on came, at least "
-            f"{_LEAST_TRAIN_GOOD} are needed; add good images"
+            f"category {rows[0].category}: {len(trainable)} good images to train on came, at least {least} are needed; "
+            "add good images"
         )
     has_defective = any(row.defect_type not in (GOOD, None) for row in rows)
     has_unlabelled = any(row.defect_type is None for row in rows)
     takes_all = has_stages or (has_unlabelled and not has_defective)
-    target = len(trainable) if takes_all else max(_LEAST_TRAIN_GOOD, len(trainable) // 2)
+    target = len(trainable) if takes_all else max(least, len(trainable) // 2)
     stages: Stages = {}
     rest: list[list[ManifestRow]] = []
     # Groups with other images come last and only in need: what is not trained on in them is lost to other stages.
     for group in sorted(groups.values(), key=lambda group: not _ids(group) <= trainable):
         usable = _ids(group) & trainable
-        if usable and len(stages) < (target if usable == _ids(group) else _LEAST_TRAIN_GOOD):
+        if usable and len(stages) < (target if usable == _ids(group) else least):
             stages |= dict.fromkeys(usable, "train")
         else:
             rest.append(group)
-    return stages | _online_and_test(rest)
+    trained: Stages = dict.fromkeys(templates, "train")
+    return trained | stages | _online_and_test(rest)
 
 
 def _online_and_test(groups: Iterable[Sequence[ManifestRow]]) -> Stages:

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ssad_ray.config import RunConfig, dump_config, validate_config
+from ssad_ray.config import DataConfig, RunConfig, dump_config, validate_config
 from ssad_ray.core.framing import FramePlan, to_frames, to_map
 from ssad_ray.core.profile import NormalProfile
-from ssad_ray.core.records import Calibration
+from ssad_ray.core.records import Calibration, Sample
 from ssad_ray.errors import ArtifactError, ConfigError
 from ssad_ray.methods import load_method
-from ssad_ray.methods.base import Method, State
+from ssad_ray.methods.base import Method, State, is_shown_template
+from ssad_ray.methods.showing import with_template
 
 _FRAMES_PER_BATCH = 16
 _FORMAT = 2
@@ -58,11 +59,19 @@ class Artifact:
     card: Mapping[str, Any]
     profile: NormalProfile | None = None
 
+    def shown(self, image: NDArray[np.uint8], sample: Sample, limits: DataConfig) -> NDArray[np.uint8]:
+        """Return what the members are shown of an image: (H, W, 3), or with its template (H, W, 6).
+
+        Raises:
+            DataError: The members compare with a template, and there is none that fits.
+        """
+        return with_template(image, sample, limits) if is_shown_template(self.members[0]) else image
+
     def score(self, image: NDArray[np.uint8], fold: int | None = None) -> tuple[float, NDArray[np.float32]]:
-        """Score one image (H, W, 3) uint8.
+        """Score one image.
 
         Args:
-            image: The image at its own size.
+            image: What `shown` returned of it, at its own size.
             fold: Take the member alone that did not see this fold, and its own score; all members by default.
 
         Returns:

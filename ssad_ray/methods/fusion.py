@@ -19,7 +19,7 @@ from ssad_ray.core.rng import generator
 from ssad_ray.core.tails import NormalTail
 from ssad_ray.errors import ConfigError
 from ssad_ray.methods import load_method
-from ssad_ray.methods.base import Method, State, TrainingFrames
+from ssad_ray.methods.base import Method, State, TrainingFrames, is_shown_template
 
 _HELD_OUT_EVERY = 4
 
@@ -46,13 +46,18 @@ class Fusion:
     def fit(self, frames: TrainingFrames, seed: int) -> None:
         """Fit all parts, in this process; every fourth good frame is held out, and the tails are learnt from these."""
         is_held_out = frames.is_good_N & (np.cumsum(frames.is_good_N) % _HELD_OUT_EVERY == 0)
+        seen = frames.only(~is_held_out)
         for name, part in self.parts.items():
-            part.fit(frames.only(~is_held_out), int(generator(seed, "part", name).integers(2**31)))
+            own = seen if is_shown_template(part) else seen.of_images()
+            part.fit(own, int(generator(seed, "part", name).integers(2**31)))
         self.learn_tails(self.part_maps(frames.images_NHWC[is_held_out]))
 
     def part_maps(self, images_BHWC: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Return the raw maps (B, H, W) of every part."""
-        return {name: part.score(images_BHWC)[1] for name, part in self.parts.items()}
+        return {
+            name: part.score(images_BHWC if is_shown_template(part) else images_BHWC[..., :3])[1]
+            for name, part in self.parts.items()
+        }
 
     def learn_tails(self, values: Mapping[str, NDArray[np.float32]]) -> None:
         """Learn from each part's map values on held-out good images, in any shape."""

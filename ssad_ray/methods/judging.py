@@ -31,13 +31,13 @@ def judge(
         The verdict, and the anomaly map (H, W) float32.
 
     Raises:
-        DataError: The bytes are not an image that is accepted, or its score or map is not finite: no threshold
-            compares with such a one, and the image would pass as normal.
+        DataError: The bytes are not an image that is accepted, it lacks the template that it is to be compared with,
+            or its score or map is not finite: no threshold compares with it, and the image would pass as normal.
     """
     calibration = artifact.calibration
     assert calibration is not None, "an artifact is calibrated before it judges"  # noqa: S101
     image = decode(data, limits.max_image_px)
-    score, anomaly_map = artifact.score(image)
+    score, anomaly_map = artifact.score(artifact.shown(image, sample, limits))
     if not math.isfinite(score):
         raise DataError(f"{artifact.name} gave the score {score}; its weights or this image are not what it can judge")
     check_map(anomaly_map, f"the anomaly map of {artifact.name}")

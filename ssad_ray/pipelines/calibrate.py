@@ -92,13 +92,15 @@ class HeldOutScorer:
     def __call__(self, sample: Sample, data: bytes) -> Row:
         """Return the score and the maps of one image's frames, and how the maps see defects planted on them."""
         image = decode(data, self.config.data.max_image_px)
-        frames, fold = to_frames(image, self.artifact.plan), self.folds[sample.sample_id]
+        shown = self.artifact.shown(image, sample, self.config.data)
+        frames, fold = to_frames(shown, self.artifact.plan), self.folds[sample.sample_id]
         scores, maps = self.artifact.score_frames(frames, fold)
         values, is_planted = [], []
         for index in range(self.num_plants[sample.sample_id]):
             rng = generator(self.config.seed, "outline", sample.sample_id, index)
             frame = frames[int(rng.integers(len(frames)))]
-            planted, change = plant_several(frame, frame, rng)
+            planted, change = plant_several(frame[..., :3], frame[..., :3], rng)
+            planted = np.concatenate([planted, frame[..., 3:]], axis=2)
             _, (anomaly_map,) = self.artifact.score_frames(planted[np.newaxis], fold)
             step = int(np.ceil((anomaly_map.size / _MAX_PIXELS_PER_PLANT) ** 0.5))
             values.append(np.ascontiguousarray(anomaly_map[::step, ::step]).tobytes())

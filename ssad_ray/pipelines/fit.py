@@ -15,7 +15,7 @@ from ssad_ray.datasets.splits import digest
 from ssad_ray.errors import ArtifactError
 from ssad_ray.methods import load_method
 from ssad_ray.methods.artifact import Artifact, load_artifact, save_artifact
-from ssad_ray.methods.base import Combines, Method, State, TrainingFrames
+from ssad_ray.methods.base import Combines, Method, State, TrainingFrames, is_shown_template
 from ssad_ray.pipelines.calibrate import calibrated
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.frames import collect_frames, plan_frames
@@ -41,9 +41,11 @@ def fit(run: Run, name: str, method: str, announce: Announce) -> None:
     rows = run.rows("train")
     folds = assign_folds(rows, run.config.calibration.folds, run.config.seed)
     plan = plan_frames(rows, run.config)
-    frames, ids = collect_frames(rows, plan, None, run.config, announce(f"{name}: read good images"))
+    with_templates = is_shown_template(load_method(method).from_config(run.config))
+    progress = announce(f"{name}: read good images")
+    frames, ids = collect_frames(rows, plan, None, run.config, progress, with_templates=with_templates)
     fold_N = np.array([folds[sample_id] for sample_id in ids])
-    fit_members(run, name, method, plan, frames, fold_N, _initial_states(run.config), announce)
+    fit_members(run, name, method, plan, frames, fold_N, _initial_states(run), announce)
 
 
 def fit_members(
@@ -70,7 +72,7 @@ def fit_members(
     work = run.work_path(name)
     prototype = load_method(method).from_config(config)
     if isinstance(prototype, Combines):
-        states = train_parts(name, list(prototype.parts), config, frames, members, work, announce)
+        states = train_parts(name, prototype.parts, config, frames, members, work, announce)
     else:
         states = train_members(load_method(method), config, frames, members, work, announce(f"{name}: train"))
     rows = run.rows("train")
@@ -113,13 +115,13 @@ def _draft(run: Run, artifact: Artifact) -> Path:
     return path
 
 
-def load_source(config: RunConfig) -> Artifact:
+def load_source(run: Run) -> Artifact:
     """Return the detector of another product that `detector.init_from` names.
 
     Raises:
         ArtifactError: It is of another method than this run's, or has another number of members.
     """
-    path, method, folds = config.detector.init_from, config.detector.name, config.calibration.folds
+    path, method, folds = run.config.detector.init_from, run.detector, run.config.calibration.folds
     source = load_artifact(Path(str(path)))
     if source.method != method:
         raise ArtifactError(
@@ -134,11 +136,11 @@ def load_source(config: RunConfig) -> Artifact:
     return source
 
 
-def _initial_states(config: RunConfig) -> Sequence[State | None]:
+def _initial_states(run: Run) -> Sequence[State | None]:
     """Return the weights that each fold's member starts from: none, or those of another product's detector."""
-    if config.detector.init_from is None:
-        return [None] * config.calibration.folds
-    return [member.state() for member in load_source(config).members]
+    if run.config.detector.init_from is None:
+        return [None] * run.config.calibration.folds
+    return [member.state() for member in load_source(run).members]
 
 
 def _fitted(method: str, config: RunConfig, state: State) -> Method:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ssad_ray.config import RunConfig
+from ssad_ray.config import DataConfig, RunConfig
 from ssad_ray.core.framing import FramePlan, make_plan, random_frame
 from ssad_ray.core.images import decode, decode_mask
 from ssad_ray.core.records import GOOD, GroundTruth, Sample, Verdict
@@ -22,6 +22,7 @@ from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.errors import DataError
 from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.base import TrainingFrames
+from ssad_ray.methods.showing import with_template
 from ssad_ray.pipelines.stream import Progress, Row, stream
 
 SCHEMA = pa.schema([("images", pa.binary()), ("targets", pa.binary()), ("weights", pa.binary())])
@@ -47,14 +48,15 @@ def plan_frames(rows: Sequence[ManifestRow], config: RunConfig) -> FramePlan:
 class AutomaticTargets:
     """Targets from a label version; how far each pixel can be trusted comes from the map of the model that made it."""
 
-    def __init__(self, artifact_path: Path, verdicts: Mapping[str, Verdict]) -> None:
+    def __init__(self, artifact_path: Path, verdicts: Mapping[str, Verdict], limits: DataConfig) -> None:
         self.artifact = load_artifact(artifact_path)
         self.verdicts = verdicts
+        self.limits = limits
 
     def __call__(self, sample: Sample, image: NDArray[np.uint8]) -> tuple[Plane, Plane]:
         """Return targets and weights, both (H, W)."""
         assert self.artifact.calibration is not None  # noqa: S101
-        _, anomaly_map = self.artifact.score(image)
+        _, anomaly_map = self.artifact.score(self.artifact.shown(image, sample, self.limits))
         return training_target(anomaly_map, self.verdicts[sample.sample_id], self.artifact.calibration)
 
 
@@ -78,14 +80,17 @@ class TrueTargets:
 class FrameCutter:
     """The worker: decodes an image, asks for its targets, cuts frames."""
 
-    def __init__(self, plan: FramePlan, config: RunConfig, make_targets: MakeTargets | None) -> None:
-        self.plan, self.config = plan, config
+    def __init__(
+        self, plan: FramePlan, config: RunConfig, make_targets: MakeTargets | None, with_templates: bool
+    ) -> None:
+        self.plan, self.config, self.with_templates = plan, config, with_templates
         self.targets = make_targets() if make_targets else None
 
     def __call__(self, sample: Sample, data: bytes) -> Row:
         """Return the frames of one image: one of the whole image, or several random tiles; of good ones just pixels."""
         image = decode(data, self.config.data.max_image_px)
-        planes: list[NDArray[Any]] = [image, *(self.targets(sample, image) if self.targets else ())]
+        shown = with_template(image, sample, self.config.data) if self.with_templates else image
+        planes: list[NDArray[Any]] = [shown, *(self.targets(sample, image) if self.targets else ())]
         count = 1 if self.plan.mode == "resize" else self.config.input.frames_per_image
         rng = generator(self.config.seed, "frames", sample.sample_id)
         # Of a large image a few tiles anywhere would hardly ever show a defect: every other one is cut to show one.
@@ -101,6 +106,7 @@ def collect_frames(
     make_targets: MakeTargets | None,
     config: RunConfig,
     progress: Progress | None = None,
+    with_templates: bool = False,
 ) -> tuple[TrainingFrames, list[str]]:
     """Cut training frames out of images; images that cannot be read give none.
 
@@ -110,15 +116,16 @@ def collect_frames(
         make_targets: Called once per worker; what it returns gives an image's targets and weights. None: good images.
         config: The resolved config.
         progress: Called with (images done, images in all).
+        with_templates: Frames show images on top of their templates; images without one give none.
 
     Returns:
         The frames, and the sample_id that each was cut from.
     """
-    worker = partial(FrameCutter, plan, config, make_targets)
+    worker = partial(FrameCutter, plan, config, make_targets, with_templates)
     parts = [row for row in stream(rows, worker, SCHEMA, config, progress) if row["error"] is None]
     images, targets, weights = (b"".join(part[name] or b"" for part in parts) for name in SCHEMA.names)
     shape = (-1, plan.height, plan.width)
-    images_NHWC = np.frombuffer(images, np.uint8).reshape(*shape, 3)
+    images_NHWC = np.frombuffer(images, np.uint8).reshape(*shape, 6 if with_templates else 3)
     frames = TrainingFrames(
         images_NHWC,
         np.full(len(images_NHWC), make_targets is None),

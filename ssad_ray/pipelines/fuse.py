@@ -16,7 +16,7 @@ from ssad_ray.core.rng import generator
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.methods import load_method
 from ssad_ray.methods.artifact import Artifact, load_artifact
-from ssad_ray.methods.base import Combines, State, TrainingFrames
+from ssad_ray.methods.base import Combines, Method, State, TrainingFrames, is_shown_template
 from ssad_ray.methods.fusion import state_of_part
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.run import Announce
@@ -29,7 +29,7 @@ _MAX_VALUES_PER_IMAGE = 1 << 14
 
 def train_parts(
     name: str,
-    parts: Sequence[str],
+    parts: Mapping[str, Method],
     config: RunConfig,
     frames: TrainingFrames,
     members: Sequence[Member],
@@ -38,13 +38,14 @@ def train_parts(
 ) -> list[State]:
     """Train the members of every part, one part after another, and return states as `Combines` loads them."""
     states: list[State] = [{} for _ in members]
-    for part in parts:
+    for part, prototype in parts.items():
         own = [
             replace(member, initial=state_of_part(member.initial, part) if member.initial else None)
             for member in members
         ]
         progress = announce(f"{name}: train {part}")
-        trained = train_members(load_method(part), config, frames, own, work, progress)
+        seen = frames if is_shown_template(prototype) else frames.of_images()
+        trained = train_members(load_method(part), config, seen, own, work, progress)
         for state, of_part in zip(states, trained, strict=True):
             state |= {f"{part}.{key}": value for key, value in of_part.items()}
     return states
@@ -77,7 +78,8 @@ class PartScorer:
 
     def __call__(self, sample: Sample, data: bytes) -> Row:
         """Return of every part some of the map values of an image."""
-        frames = to_frames(decode(data, self.config.data.max_image_px), self.artifact.plan)
+        image = decode(data, self.config.data.max_image_px)
+        frames = to_frames(self.artifact.shown(image, sample, self.config.data), self.artifact.plan)
         member = self.artifact.members[self.folds[sample.sample_id]]
         assert isinstance(member, Combines)  # noqa: S101
         rng = generator(self.config.seed, "tail", sample.sample_id)

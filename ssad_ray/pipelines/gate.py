@@ -172,7 +172,7 @@ class PlantedJudge:
         """Return the clean score, score and precision of every plant, and, where frames have places, the maps."""
         image = decode(data, self.config.data.max_image_px)
         fold = self.folds[sample.sample_id]
-        frames = to_frames(image, self.artifact.plan)
+        frames = to_frames(self.artifact.shown(image, sample, self.config.data), self.artifact.plan)
         clean_scores, clean_maps = self.artifact.score_frames(frames, fold)
         plants = [self._plant(frames, sample.sample_id, index) for index in range(self.num_plants)]
         scores, maps = self.artifact.score_frames(np.stack([frame for frame, _ in plants]), fold)
@@ -190,8 +190,9 @@ class PlantedJudge:
         self, frames: NDArray[np.uint8], sample_id: str, index: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         rng = generator(self.config.seed, "gate", sample_id, index)
-        planted, mask = plant(frames[int(rng.integers(len(frames)))], rng, HELD_OUT_FAMILIES)
-        return planted, body(mask)
+        frame = frames[int(rng.integers(len(frames)))]
+        planted, mask = plant(frame[..., :3], rng, HELD_OUT_FAMILIES)
+        return np.concatenate([planted, frame[..., 3:]], axis=2), body(mask)
 
 
 def _score_by_place(results: Sequence[Row], plan: FramePlan, rows: Sequence[ManifestRow]) -> None:

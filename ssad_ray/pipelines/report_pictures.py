@@ -141,7 +141,8 @@ class HeldOutIllustrator:
     def __call__(self, sample: Sample, data: bytes) -> Row:
         """Return picture and map as JPEG."""
         image = decode(data, self.config.data.max_image_px)
-        _, anomaly_map = self.artifact.score(image, self.folds[sample.sample_id])
+        shown = self.artifact.shown(image, sample, self.config.data)
+        _, anomaly_map = self.artifact.score(shown, self.folds[sample.sample_id])
         return _thumbnails(image, anomaly_map, self.artifact)
 
 

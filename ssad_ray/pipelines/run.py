@@ -32,6 +32,9 @@ from ssad_ray.errors import ArtifactError, ConfigError, DataError
 from ssad_ray.methods import DETECTORS
 from ssad_ray.methods.artifact import Artifact, load_artifact
 
+AUTO = "auto"
+"""Instead of the name of a detector: whichever suits the protocol and the images."""
+
 Announce = Callable[[str], Callable[..., None]]
 """Called with the title of a piece of work; what it returns is called with (done, total, …) as the work goes on."""
 
@@ -116,6 +119,17 @@ class Run:
         """Put an artifact into service."""
         write_text(self.champion_path, name + "\n")
 
+    @property
+    def detector(self) -> str:
+        """Name of the method that the pretext task fits."""
+        name = self.config.detector.name
+        if name != AUTO:
+            return name
+        if read_json(self.split_path)["protocol"] != "routine2":
+            return "draem"
+        has_templates = all(row.template_uri is not None for row in self.rows("online"))
+        return "template_difference" if has_templates else "gan_inversion"
+
     def rows(self, stage: Stage) -> list[ManifestRow]:
         """Return the rows of a stage in the order of their ids; quarantined ones belong to none but `unused`.
 
@@ -136,7 +150,7 @@ def open_run(path: Path, config: RunConfig) -> Run:
         ConfigError: The folder has its data and belongs to another config; only `NO_PART_OF_RESULTS` may differ. Or no
             detector has the name that the config gives.
     """
-    if config.detector.name not in DETECTORS:
+    if config.detector.name not in (AUTO, *DETECTORS):
         raise ConfigError(f"no detector is called {config.detector.name!r}; known ones are {', '.join(DETECTORS)}")
     run, config_path = Run(path, config), path / "config.yaml"
     if run.split_path.exists():

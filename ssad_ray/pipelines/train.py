@@ -39,7 +39,7 @@ def train_on_labels(run: Run, name: str, label_version: str, labeller: str, anno
             )
         return
     verdicts = {verdict.sample_id: verdict for verdict in read_labels(str(run.labels_path), label_version)}
-    make_targets = partial(AutomaticTargets, run.model_path(labeller), verdicts)
+    make_targets = partial(AutomaticTargets, run.model_path(labeller), verdicts, run.config.data)
     _train(run, name, label_version, labeller, make_targets, announce)
 
 

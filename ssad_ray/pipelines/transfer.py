@@ -12,10 +12,10 @@ from ssad_ray.pipelines.run import Announce, Run
 
 def fit_beside(run: Run, announce: Announce) -> dict[str, str]:
     """Put the two other detectors into the run, unless they are there; return role -> name."""
-    method = run.config.detector.name
+    method = run.detector
     zero_shot, scratch = f"{method}-zero-shot", f"{method}-scratch"
     if not run.model_path(zero_shot).exists():
-        source = load_source(run.config)
+        source = load_source(run)
         publish(run, zero_shot, replace(source, name=zero_shot, calibration=None, profile=None), announce)
     detector = run.config.detector.model_copy(update={"init_from": None})
     fit(replace(run, config=run.config.model_copy(update={"detector": detector})), scratch, method, announce)

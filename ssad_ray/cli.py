@@ -30,6 +30,7 @@ class Protocol(StrEnum):
     ROUTINE1 = "routine1"
     ROUTINE1_FULL_TEST = "routine1_full_test"
     FULL = "full"
+    ROUTINE2 = "routine2"
 
 
 Data = Annotated[str | None, typer.Option(help="Folder, manifest (CSV, Parquet) or URI of the images.")]

@@ -92,7 +92,7 @@ class ComparisonConfig(Section):
 class PatchTrainingConfig(TrainingConfig):
     """How an encoder of patches is trained; a class of its own, so that setting one field leaves the other defaults."""
 
-    steps: int = Field(3000, ge=1, le=1_000_000, description="Optimizer steps.")
+    steps: int = Field(1500, ge=1, le=1_000_000, description="Optimizer steps.")
     learning_rate: float = Field(1e-3, gt=0.0, le=1.0, description="Peak of the cosine schedule (AdamW).")
 
 

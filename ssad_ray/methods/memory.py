@@ -152,13 +152,13 @@ def spread_out(items_MD: Tensor, num: int, first: int = 0) -> Tensor:
             return torch.tensor(chosen)
         values, places = squared_M.topk(min(_CANDIDATES + 1, len(squared_M)))
         limit = float(values[-1]) if len(values) < len(squared_M) else -torch.inf
-        candidates, values, names = centred[places], values.clone(), places.tolist()
+        candidates, norms, values, names = centred[places], norms_M[places], values.clone(), places.tolist()
         while len(chosen) < num:
             best = int(values.argmax())
             if (len(chosen) > num_measured and float(values[best]) < limit) or values[best] == -torch.inf:
                 break
             chosen.append(names[best])
-            values = torch.minimum(values, ((candidates - candidates[best]) ** 2).sum(1))
+            values = torch.minimum(values, torch.addmv(norms, candidates, candidates[best], alpha=-2) + norms[best])
             values[best] = -torch.inf
 
 

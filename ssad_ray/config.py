@@ -56,6 +56,8 @@ class TrainingConfig(Section):
     batch_size: int = Field(8, ge=2, le=4096, description="Images per step over all workers, a multiple of shards.")
     learning_rate: float = Field(2e-3, gt=0.0, le=1.0, description="Peak of the cosine schedule (AdamW).")
     weight_decay: float = Field(1e-4, ge=0.0, le=1.0, description="AdamW's decoupled weight decay.")
+    beta1: float = Field(0.9, ge=0.0, lt=1.0, description="AdamW's decay of the mean gradient.")
+    beta2: float = Field(0.999, ge=0.0, lt=1.0, description="AdamW's decay of the mean squared gradient.")
     ema_decay: float = Field(0.99, ge=0.0, lt=1.0, description="Decay of the averaged weights that are kept.")
     shards: int = Field(2, ge=1, le=1024, description="Parts a batch is cut into: the largest useful worker count.")
     checkpoint_every: int = Field(100, ge=1, le=1_000_000, description="Steps between checkpoints.")
@@ -123,6 +125,38 @@ class ContextSvddConfig(Section):
         return self
 
 
+class GanTrainingConfig(TrainingConfig):
+    """How the three networks are trained together."""
+
+    steps: int = Field(1500, ge=1, le=1_000_000, description="Optimizer steps.")
+    batch_size: int = Field(16, ge=2, le=4096, description="Crops per step over all workers, a multiple of shards.")
+    learning_rate: float = Field(1e-3, gt=0.0, le=1.0, description="Peak of the cosine schedule (AdamW).")
+    beta1: float = Field(0.5, ge=0.0, lt=1.0, description="AdamW's decay of the mean gradient.")
+    beta2: float = Field(0.99, ge=0.0, lt=1.0, description="AdamW's decay of the mean squared gradient.")
+
+
+class GanInversionConfig(Section):
+    """What a generator that knows good frames alone cannot show."""
+
+    width: int = Field(16, ge=8, le=512, description="Channels at full resolution of all three networks.")
+    latent: int = Field(8, ge=1, le=1024, description="Channels of the latent, which has a place every 8 px.")
+    noise: float = Field(0.2, ge=0.0, le=10.0, description="Standard deviation of the latent's noise in training.")
+    crop_px: int = Field(
+        64, ge=16, le=1024, multiple_of=16, description="Side of training crops, px; at most the frame's shorter side."
+    )
+    refine_steps: int = Field(
+        0, ge=0, le=10_000, description="Steps on the latent of a suspicious frame; 0: it stays as encoded."
+    )
+    refine_above: Fraction = Field(0.9, description="Share of the good frames that is not suspicious.")
+    relax: Literal["none", "masked", "dgp"] = Field(
+        "none",
+        description="Fit the generator to a suspicious frame. masked: to what is trusted of it. dgp: to all of it, "
+        "stage by stage (Pan et al.).",
+    )
+    relax_steps: int = Field(40, ge=4, le=10_000, description="Steps of that, all stages together.")
+    training: GanTrainingConfig = GanTrainingConfig()
+
+
 class TemplateDifferenceConfig(Section):
     """Difference to a registered template, beyond a tolerance band."""
 
@@ -173,6 +207,7 @@ class DetectorConfig(Section):
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     draem: ComparisonConfig = ComparisonConfig()
     context_svdd: ContextSvddConfig = ContextSvddConfig()
+    gan_inversion: GanInversionConfig = GanInversionConfig()
     template_difference: TemplateDifferenceConfig = TemplateDifferenceConfig()
     memory_bank: MemoryBankConfig = MemoryBankConfig()
     fusion: FusionConfig = FusionConfig()

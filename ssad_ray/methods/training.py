@@ -48,7 +48,9 @@ class Trainer:
         self.weights = list(method.network.parameters())
         self.average = [weight.detach().clone() for weight in self.weights]
         options = method.training
-        self.optimizer = torch.optim.AdamW(self.weights, lr=options.learning_rate, weight_decay=options.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.weights, options.learning_rate, (options.beta1, options.beta2), weight_decay=options.weight_decay
+        )
 
     def shard_gradient(self, shard: int) -> tuple[Tensor, float]:
         """Return the flat gradient and the loss of one shard of the current step's batch."""

@@ -178,7 +178,7 @@ def test_what_is_encoded_decodes_to_the_same(array):
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 91), (91, 20), (10, 11), (80, 90), (HEIGHT, WIDTH)])
-@pytest.mark.parametrize("channels", [(), (1,), (3,)])
+@pytest.mark.parametrize("channels", [(), (1,), (3,), (6,)])
 def test_resize_gives_height_and_width_in_this_order_and_keeps_type_and_mean(height, width, channels):
     image = np.random.default_rng(1).random((HEIGHT, WIDTH, *channels)).astype(np.float32)
     resized = images.resize(image, height, width)

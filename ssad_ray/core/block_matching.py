@@ -16,7 +16,7 @@ _LEAST_COVERED = 0.5
 _PROBE_PX = 128
 _MAX_PROBES = 4  # down and across
 _NODE_PX = 32
-_MAX_NODES = 32  # down and across
+_MAX_NODES = 32  # along the longer side
 _MATCHED_PX = 64
 _REACH_PX = 6
 _STIFFNESS = 0.002  # of correlation, per squared pixel
@@ -42,7 +42,9 @@ def bent(pair: Pair, warp: Warp, scale: float) -> Warp:
     """
     small = pair.shrunk(scale)
     start = pair.translated(warp, small)
-    rows, columns = (min(_MAX_NODES, max(1, round(side / _NODE_PX))) for side in small.image.shape)
+    longer = max(small.image.shape)
+    most = min(_MAX_NODES, longer / _NODE_PX)
+    rows, columns = (max(1, round(most * side / longer)) for side in small.image.shape)
     bend = np.full((rows, columns, 2), np.nan, np.float32)
     for row, column in np.ndindex(rows, columns):
         surface = _surface(small, start, _around((row + 0.5) / rows, (column + 0.5) / columns, small), _REACH_PX)

@@ -35,7 +35,7 @@ _PEAK_PX = 3
 _WHITENING_FLOOR = 0.1
 _NUM_REFINED = 3
 _CONVINCING = 0.9
-_AS_GOOD = 0.01
+_AS_GOOD = 0.05
 _COMPARED_EVERY = 97  # pixels; no divisor of common widths
 _MOST_ALIKE = 0.9
 _FITS = 3
@@ -67,7 +67,7 @@ def register(template: Image, image: Image) -> Registered:
 
     Made for shifts of less than half the picture, rotations of up to 2 degrees, scales within 3 % and stretching of a
     few pixels; what goes beyond shows in the correlation. Grey values are compared: a pattern of equally bright colours
-    is not seen. In a periodic pattern any repeat will do, the nearest first.
+    is not seen. In a periodic pattern any repeat will do.
 
     Args:
         template: (h, w, 3) uint8 RGB, of any size.

@@ -29,10 +29,10 @@ Floats = NDArray[np.float32]
 FINE_PX = 1
 COARSE_PX = (4, 16)
 """Gaussian sigmas over which residuals are pooled."""
-_NUM_PAIRS = 64
+_LEAST_PAIRS, _MOST_PAIRS = 16, 64
+_SAME = 0.05  # mean difference, grey levels; no camera repeats itself so well
 _FINE_SATURATION, _COARSE_SATURATION = 6.0, 3.0
 _LEAST_RESIDUAL = 1.0  # grey levels; two good images are never more alike
-_LEAST_UNIT = 0.1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,14 +67,25 @@ class TemplateDifference:
         return cls(config.detector.template_difference)
 
     def fit(self, frames: TrainingFrames, seed: int) -> None:
-        """Learn from some good pairs how they differ; of a template alone, from images that might be taken of it."""
-        good = generator(seed, "pairs").permutation(np.flatnonzero(frames.is_good_N))[:_NUM_PAIRS]
-        pairs = (as_photographed(frames.images_NHWC[it], generator(seed, "taken", int(it))) for it in good)
-        residuals = [self._residuals(pair) for pair in pairs]
-        self.usual_beyond = _usual([(each.contrast_HWC, each.beyond_HWC) for each in residuals])
-        self.usual_signed = _usual([(each.contrast_HWC, np.abs(each.signed_HWC)) for each in residuals])
+        """Learn from some of the good pairs how an image usually differs from its template.
+
+        Images are also made of the templates: alone where no pair shows two pictures, and always as a limit, for true
+        pairs may happen to lie more exactly than the next ones will.
+        """
+        good = generator(seed, "pairs").permutation(np.flatnonzero(frames.is_good_N))
+        pairs = [frames.images_NHWC[it] for it in np.resize(good, min(max(len(good), _LEAST_PAIRS), _MOST_PAIRS))]
+        made = [self._residuals(_made(pair, generator(seed, "made", index))) for index, pair in enumerate(pairs)]
+        true = [self._residuals(pair) for pair in pairs if _is_true(pair)]
+        self.usual_beyond = _usual([(each.contrast_HWC, each.beyond_HWC) for each in true or made])
+        self.usual_signed = _usual([(each.contrast_HWC, np.abs(each.signed_HWC)) for each in true or made])
+        level = np.array([self.usual_beyond[0], *[self.usual_signed[0]] * len(COARSE_PX)])
+        peaks = [self._usual_peaks(residuals) for residuals in (true, made) if residuals]
+        self.units_S = np.max(np.stack([_LEAST_RESIDUAL / level, *peaks]), axis=0).astype(np.float32)
+
+    def _usual_peaks(self, residuals: list[_Residuals]) -> Floats:
+        """Return the median over pairs of the largest value at each scale (S,)."""
         peaks_NS = [[scale_HW.max() for scale_HW in self._scales(each)] for each in residuals]
-        self.units_S = np.maximum(np.median(peaks_NS, axis=0), _LEAST_UNIT).astype(np.float32)
+        return np.asarray(np.median(peaks_NS, axis=0), np.float32)
 
     def score(self, images_BHWC: Pixels) -> tuple[Floats, Floats]:
         """Return the largest value (B,) and the maps (B, H, W) of pairs (B, H, W, 6)."""
@@ -112,6 +123,16 @@ class TemplateDifference:
         """Take over what is usual."""
         self.usual_beyond, self.usual_signed = state["usual_beyond"], state["usual_signed"]
         self.units_S = state["units_S"]
+
+
+def _is_true(pair_HWC: Pixels) -> bool:
+    """Return whether a pair shows two pictures, not a template twice."""
+    return bool(cv2.absdiff(pair_HWC[..., :3], pair_HWC[..., 3:]).mean() > _SAME)
+
+
+def _made(pair_HWC: Pixels, rng: np.random.Generator) -> Pixels:
+    template = np.ascontiguousarray(pair_HWC[..., 3:])
+    return np.concatenate([as_photographed(template, rng), template], axis=2)
 
 
 def _band(template_HWC: Pixels, radius_px: int) -> tuple[Pixels, Pixels]:

@@ -1,9 +1,9 @@
-"""Good pairs that were never taken: a template that looks printed and photographed once more, and not quite registered.
+"""Images that could be taken of a template: as if printed and photographed once more, and not quite registered.
 
 What is varied, and how far, is what good places of real pairs differ by after registration; see
 docs/decisions/0015-template-difference.md.
 
-Shapes: H W height and width of a frame; pairs have 6 channels, the image's RGB and the template's.
+Shapes: H W height and width of a frame, C = 3 channels.
 """
 
 import cv2
@@ -16,29 +16,24 @@ from ssad_ray.core.warp import sample
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-_SAME = 0.05  # mean difference, grey levels; cameras repeat themselves less well
-_SLOW, _FAST = (32, 0.4), (4, 0.4)
-"""Of the two random displacements: pixels over which they change, and their size in pixels."""
+_DISPLACEMENTS = (32, 0.4), (4, 0.4)
+"""Pixels over which a random displacement changes, and its standard deviation in pixels."""
 _THICKNESS = 0.35  # of a pixel
-_GAIN = 0.02
-_BIAS = 2.0  # grey levels
+_GAIN = 0.01
+_BIAS = 1.0  # grey levels
 _NOISE = 2.0  # grey levels
 
 
-def as_photographed(pair_HWC: Pixels, rng: np.random.Generator) -> Pixels:
-    """Return a pair whose image is its template with an image that could have been taken; any other as it is."""
-    image, template = pair_HWC[..., :3], pair_HWC[..., 3:]
-    if np.abs(image.astype(np.int16) - template).mean() > _SAME:
-        return pair_HWC
-    height, width = image.shape[:2]
-    bend = sum(
-        (_smooth(height, width, rng, *each) for each in (_SLOW, _FAST)), np.zeros((height, width, 2), np.float32)
-    )
-    bend[..., 0] += np.arange(width, dtype=np.float32)
-    bend[..., 1] += np.arange(height, dtype=np.float32)[:, None]
-    moved = sample(_thicker(template, rng.normal(0, _THICKNESS)), bend)
+def as_photographed(template_HWC: Pixels, rng: np.random.Generator) -> Pixels:
+    """Return an image (H, W, C) that shows a template and nothing else."""
+    height, width = template_HWC.shape[:2]
+    places = np.empty((height, width, 2), np.float32)
+    places[..., 0], places[..., 1] = np.arange(width), np.arange(height)[:, np.newaxis]
+    for every_px, size_px in _DISPLACEMENTS:
+        places += _smooth(height, width, rng, every_px, size_px)
+    moved = sample(_thicker(template_HWC, rng.normal(0, _THICKNESS)), places)
     taken = moved * rng.normal(1, _GAIN) + rng.normal(0, _BIAS) + rng.normal(0, _NOISE, moved.shape)
-    return np.concatenate([np.clip(np.rint(taken), 0, 255).astype(np.uint8), template], axis=2)
+    return np.clip(np.rint(taken), 0, 255).astype(np.uint8)
 
 
 def _smooth(height: int, width: int, rng: np.random.Generator, every_px: int, size_px: float) -> Floats:

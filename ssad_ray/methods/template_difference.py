@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 FINE_PX = 1
 COARSE_PX = (4, 16)
 """Gaussian sigmas over which residuals are pooled."""
-_LEAST_PAIRS, _MOST_PAIRS = 16, 64
+_LEAST_PAIRS, _MOST_PAIRS, _MOST_PX = 16, 64, 1 << 24
 _SAME = 0.05  # mean difference, grey levels; no camera repeats itself so well
 _FINE_SATURATION, _COARSE_SATURATION = 6.0, 3.0
 _LEAST_RESIDUAL = 1.0  # grey levels; two good images are never more alike
@@ -69,22 +69,30 @@ class TemplateDifference:
     def fit(self, frames: TrainingFrames, seed: int) -> None:
         """Learn from some of the good pairs how an image usually differs from its template.
 
-        Images are also made of the templates: alone where no pair shows two pictures, and always as a limit, for true
-        pairs may happen to lie more exactly than the next ones will.
+        Images are also made of the templates. Where no pair shows two pictures they are all there is; elsewhere they
+        are a limit, for true pairs may happen to lie more exactly than the next ones will. Medians over pairs are
+        taken, so that an unseen defect in a few of them does no harm.
         """
         good = generator(seed, "pairs").permutation(np.flatnonzero(frames.is_good_N))
-        pairs = [frames.images_NHWC[it] for it in np.resize(good, min(max(len(good), _LEAST_PAIRS), _MOST_PAIRS))]
-        made = [self._residuals(_made(pair, generator(seed, "made", index))) for index, pair in enumerate(pairs)]
-        true = [self._residuals(pair) for pair in pairs if _is_true(pair)]
-        self.usual_beyond = _usual([(each.contrast_HWC, each.beyond_HWC) for each in true or made])
-        self.usual_signed = _usual([(each.contrast_HWC, np.abs(each.signed_HWC)) for each in true or made])
-        level = np.array([self.usual_beyond[0], *[self.usual_signed[0]] * len(COARSE_PX)])
-        peaks = [self._usual_peaks(residuals) for residuals in (true, made) if residuals]
-        self.units_S = np.max(np.stack([_LEAST_RESIDUAL / level, *peaks]), axis=0).astype(np.float32)
+        num = min(max(len(good), _LEAST_PAIRS), _MOST_PAIRS, max(1, _MOST_PX // frames.images_NHWC[0, ..., 0].size))
+        pairs = [frames.images_NHWC[it] for it in np.resize(good, num)]
+        true = [pair for pair in pairs if _is_true(pair)]
+        made = [_made(pair, generator(seed, "made", index)) for index, pair in enumerate(pairs)]
+        usual = np.median([self._usual(pair) for pair in true or made], axis=0).astype(np.float32)
+        self.usual_beyond, self.usual_signed = usual
+        level = [_LEAST_RESIDUAL / least for least in (usual[0, 0], *[usual[1, 0]] * len(COARSE_PX))]
+        peaks = [self._usual_peaks(each) for each in (true, made) if each]
+        self.units_S = np.max(np.stack([level, *peaks]), axis=0).astype(np.float32)
 
-    def _usual_peaks(self, residuals: list[_Residuals]) -> Floats:
+    def _usual(self, pair_HWC: Pixels) -> Floats:
+        """Return the usual residual (2, 2), beyond and signed, each as (a, b): see `_fitted`."""
+        residuals = self._residuals(pair_HWC)
+        both = residuals.beyond_HWC, residuals.signed_HWC
+        return np.array([_fitted(residuals.contrast_HWC, each) for each in both], np.float32)
+
+    def _usual_peaks(self, pairs: list[Pixels]) -> Floats:
         """Return the median over pairs of the largest value at each scale (S,)."""
-        peaks_NS = [[scale_HW.max() for scale_HW in self._scales(each)] for each in residuals]
+        peaks_NS = [[scale_HW.max() for scale_HW in self._scales(self._residuals(pair))] for pair in pairs]
         return np.asarray(np.median(peaks_NS, axis=0), np.float32)
 
     def score(self, images_BHWC: Pixels) -> tuple[Floats, Floats]:
@@ -147,16 +155,12 @@ def _in_units(residual: Floats, contrast: Floats, usual: Floats, saturation: flo
     return np.asarray(np.clip(residual / (least + slope * contrast), -saturation, saturation), np.float32)
 
 
-def _usual(pairs: list[tuple[Floats, Floats]]) -> Floats:
-    """Fit `usual residual = a + b x contrast` to (contrast, residual) of good pairs, each (H, W, C), in grey levels.
+def _fitted(contrast: Floats, residual: Floats) -> tuple[float, float]:
+    """Fit `usual residual = a + b x contrast` to a good pair, each (H, W, C), in grey levels.
 
-    a is the root mean square where a template is plainer than its median, b that of what exceeds a, per contrast.
-    Both are medians over pairs, so that an unseen defect in a few of them does no harm.
+    a is the root mean square where the template is no livelier than its median; b, of what exceeds a, per contrast.
     """
-    plain = [np.sqrt(np.square(residual[contrast <= np.median(contrast)]).mean()) for contrast, residual in pairs]
-    least = max(float(np.median(plain)), _LEAST_RESIDUAL)
-    slopes = [
-        np.sqrt(np.square(np.maximum(residual - least, 0.0)).sum() / max(float(np.square(contrast).sum()), 1.0))
-        for contrast, residual in pairs
-    ]
-    return np.array([least, np.median(slopes)], np.float32)
+    size = np.abs(residual)
+    least = max(float(np.sqrt(np.square(size[contrast <= np.median(contrast)]).mean())), _LEAST_RESIDUAL)
+    excess, squares = np.maximum(size - least, 0.0), float(np.square(contrast).sum())
+    return least, float(np.sqrt(np.square(excess).sum() / max(squares, 1.0)))

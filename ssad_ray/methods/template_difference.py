@@ -31,7 +31,7 @@ COARSE_PX = (4, 16)
 """Gaussian sigmas over which residuals are pooled."""
 _LEAST_PAIRS, _MOST_PAIRS, _MOST_PX = 16, 64, 1 << 24
 _SAME = 0.05  # mean difference, grey levels; no camera repeats itself so well
-_FINE_SATURATION, _COARSE_SATURATION = 6.0, 3.0
+_FINE_SATURATION, _COARSE_SATURATION = 12.0, 3.0
 _LEAST_RESIDUAL = 1.0  # grey levels; two good images are never more alike
 
 

@@ -18,22 +18,20 @@ Floats = NDArray[np.float32]
 
 _DISPLACEMENTS = (32, 0.4), (4, 0.4)
 """Pixels over which a random displacement changes, and its standard deviation in pixels."""
-_THICKNESS = 0.35  # of a pixel
-_GAIN = 0.01
-_BIAS = 1.0  # grey levels
+_THICKNESS = 0.2  # of a pixel, standard deviation
 _NOISE = 2.0  # grey levels
 
 
 def as_photographed(template_HWC: Pixels, rng: np.random.Generator) -> Pixels:
-    """Return an image (H, W, C) that shows a template and nothing else."""
+    """Return an image (H, W, C) that shows a template and nothing else; as bright, as registration leaves it."""
     height, width = template_HWC.shape[:2]
     places = np.empty((height, width, 2), np.float32)
     places[..., 0], places[..., 1] = np.arange(width), np.arange(height)[:, np.newaxis]
     for every_px, size_px in _DISPLACEMENTS:
         places += _smooth(height, width, rng, every_px, size_px)
     moved = sample(_thicker(template_HWC, rng.normal(0, _THICKNESS)), places)
-    taken = moved * rng.normal(1, _GAIN) + rng.normal(0, _BIAS) + rng.normal(0, _NOISE, moved.shape)
-    return np.clip(np.rint(taken), 0, 255).astype(np.uint8)
+    taken = moved + rng.normal(0, _NOISE, moved.shape)
+    return np.asarray(np.clip(np.rint(taken), 0, 255), np.uint8)
 
 
 def _smooth(height: int, width: int, rng: np.random.Generator, every_px: int, size_px: float) -> Floats:

@@ -187,7 +187,7 @@ def _laid(template: Image, image: Image, warp: Warp) -> tuple[Image, NDArray[np.
 
 
 def _at_brightness(laid: Image, image: Image, is_covered: NDArray[np.bool_]) -> Image:
-    """Give every channel the gain and the bias that fit it to the image's."""
+    """Give every channel the gain and the bias that fit it to the image's, in place."""
     every = np.s_[::_COMPARED_EVERY]
     is_seen = is_covered.reshape(-1)[every]
     values, wanted = (each.reshape(-1, 3)[every][is_seen].astype(np.float32) for each in (laid, image))
@@ -195,7 +195,7 @@ def _at_brightness(laid: Image, image: Image, is_covered: NDArray[np.bool_]) -> 
     for channel in range(3):
         gain, bias = _gain_and_bias(values[:, channel], wanted[:, channel])
         tables[0, :, channel] = np.clip(np.rint(gain * np.arange(256) + bias), 0, 255)
-    return np.asarray(cv2.LUT(laid, tables), np.uint8)
+    return np.asarray(cv2.LUT(laid, tables, laid), np.uint8)
 
 
 def _gain_and_bias(values: Floats, wanted: Floats) -> tuple[float, float]:

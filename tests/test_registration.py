@@ -126,6 +126,18 @@ def test_in_a_periodic_pattern_what_does_not_repeat_decides():
     assert furthest_off(register(cut(picture), cut(picture, matrix)), matrix) < 0.5
 
 
+def test_large_pictures_are_found_as_exactly_as_small_ones():
+    noise = generator(0, "large").standard_normal((1200, 1600)).astype(np.float32)
+    blobs = cv2.GaussianBlur(noise, (0, 0), 3)
+    large = np.clip(blobs / blobs.std() * 40 + 128, 0, 255).astype(np.uint8)[..., np.newaxis].repeat(3, axis=2)
+    matrix = similarity(0.7, 1, 31, -18)
+    turned = cv2.warpAffine(large, matrix, (1499, 1111), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP)
+    found = register(large, turned)
+    corners = np.array([(x, y, 1) for x in (0, 1498) for y in (0, 1110)])
+    assert np.hypot(*((found.warp.matrix_23 - matrix) @ corners.T)).max() < 0.5
+    assert difference(found, turned)[found.is_covered].mean() < 3.0
+
+
 def test_what_stretches_is_followed_and_a_defect_is_not():
     template = cut(scenery())
     y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)

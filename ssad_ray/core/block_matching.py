@@ -42,9 +42,10 @@ def bent(pair: Pair, warp: Warp, scale: float) -> Warp:
     """
     small = pair.shrunk(scale)
     start = pair.translated(warp, small)
-    longer = max(small.image.shape)
+    # Of the whole pair, so that what is added up over scales is given at the same nodes.
+    longer = max(pair.image.shape)
     most = min(_MAX_NODES, longer / _NODE_PX)
-    rows, columns = (max(1, round(most * side / longer)) for side in small.image.shape)
+    rows, columns = (max(1, round(most * side / longer)) for side in pair.image.shape)
     bend = np.full((rows, columns, 2), np.nan, np.float32)
     for row, column in np.ndindex(rows, columns):
         surface = _surface(small, start, _around((row + 0.5) / rows, (column + 0.5) / columns, small), _REACH_PX)

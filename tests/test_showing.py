@@ -58,9 +58,14 @@ def test_the_template_lies_under_the_image(tmp_path):
     assert np.abs(shown[..., 3:][inside].astype(int) - image[inside]).mean() < 2
 
 
-def test_a_template_lies_under_itself():
-    shown = with_template(board(0), replace(SAMPLE, template_uri=SAMPLE.uri), LIMITS)
-    np.testing.assert_array_equal(shown[..., :3], shown[..., 3:])
+def test_a_template_lies_under_another_photograph_of_itself():
+    of_its_own = replace(SAMPLE, template_uri=SAMPLE.uri)
+    shown = with_template(board(0), of_its_own, LIMITS)
+    np.testing.assert_array_equal(shown[..., 3:], board(0))
+    assert 1 < np.abs(shown[..., :3].astype(int) - board(0)).mean() < 10
+    np.testing.assert_array_equal(with_template(board(0), of_its_own, LIMITS), shown)
+    other = with_template(board(0), replace(of_its_own, sample_id="another"), LIMITS)
+    assert not np.array_equal(other, shown)
 
 
 def test_a_template_that_is_missing_broken_or_of_something_else_is_refused(tmp_path):

@@ -7,12 +7,17 @@ from ssad_ray.config import DataConfig
 from ssad_ray.core.images import decode
 from ssad_ray.core.records import Sample
 from ssad_ray.core.registration import MIN_CORRELATION, register
+from ssad_ray.core.rng import generator
 from ssad_ray.core.storage import read_bytes
 from ssad_ray.errors import DataError
+from ssad_ray.methods.template_pairs import as_photographed
 
 
 def with_template(image: NDArray[np.uint8], sample: Sample, limits: DataConfig) -> NDArray[np.uint8]:
     """Return an image (H, W, 3) and its template, laid over it, as (H, W, 6).
+
+    A template that comes as an image of its own is shown as if photographed once more, always in the same way: it would
+    lie on itself without any difference, and what is learnt from that would call every true image anomalous.
 
     Raises:
         DataError: There is no template, it cannot be read, or it shows something else.
@@ -20,7 +25,7 @@ def with_template(image: NDArray[np.uint8], sample: Sample, limits: DataConfig) 
     if sample.template_uri is None:
         raise DataError("it has no template, and the detector compares with one; name it, or take another detector")
     if sample.template_uri == sample.uri:
-        return np.concatenate([image, image], axis=2)
+        return np.concatenate([as_photographed(image, generator(0, "taken", sample.sample_id)), image], axis=2)
     try:
         template = decode(read_bytes(sample.template_uri, limits.max_image_bytes), limits.max_image_px)
     except DataError as error:

@@ -125,6 +125,43 @@ class ContextSvddConfig(Section):
         return self
 
 
+class EditTrainingConfig(TrainingConfig):
+    """How a network learns to tell edited crops; every crop is seen untouched and with each edit."""
+
+    steps: int = Field(400, ge=1, le=1_000_000, description="Optimizer steps.")
+    batch_size: int = Field(32, ge=2, le=4096, description="Crops per step over all workers, a multiple of shards.")
+    learning_rate: float = Field(1e-3, gt=0.0, le=1.0, description="Peak of the cosine schedule (AdamW).")
+
+
+class CutPasteSlaConfig(Section):
+    """Density of features learnt by telling edited crops from untouched ones."""
+
+    transformation: Literal["cutout", "cutpaste", "scar", "fusion"] = Field(
+        "fusion", description="The edit that is to be told; fusion: cutpaste and scar, a class each."
+    )
+    labels: Literal["soft", "hard"] = Field("soft", description="soft: by how much of the edit shows. hard: 1.")
+    alpha: float = Field(10.0, gt=0.0, le=1000.0, description="How soon a soft label is near 1.")
+    density: Literal["places", "gaussian", "kernel"] = Field(
+        "places", description="What features are compared with; places: a Gaussian for each, if frames are aligned."
+    )
+    level: Literal["patch", "image"] = Field(
+        "patch", description="What is judged: patches, or frames as a whole, whose maps then have one value."
+    )
+    patch_px: int = Field(32, ge=16, le=256, description="patch: side of a patch, working-frame px.")
+    stride_px: int = Field(8, ge=1, le=256, description="patch: distance of neighbouring patches, working-frame px.")
+    stages: int = Field(2, ge=1, le=4, description="Residual stages of the ResNet-18 that are trained.")
+    compared_stage: int | None = Field(
+        None, ge=1, le=4, description="Stage whose features are compared; None: the first by place, else the last."
+    )
+    training: EditTrainingConfig = EditTrainingConfig()
+
+    @model_validator(mode="after")
+    def _compared_is_trained(self) -> Self:
+        if self.compared_stage is not None and self.compared_stage > self.stages:
+            raise ValueError(f"compared_stage {self.compared_stage} is not one of the {self.stages} stages")
+        return self
+
+
 class GanTrainingConfig(TrainingConfig):
     """How the three networks are trained together."""
 
@@ -207,6 +244,7 @@ class DetectorConfig(Section):
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     draem: ComparisonConfig = ComparisonConfig()
     context_svdd: ContextSvddConfig = ContextSvddConfig()
+    cutpaste_sla: CutPasteSlaConfig = CutPasteSlaConfig()
     gan_inversion: GanInversionConfig = GanInversionConfig()
     template_difference: TemplateDifferenceConfig = TemplateDifferenceConfig()
     memory_bank: MemoryBankConfig = MemoryBankConfig()

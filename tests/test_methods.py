@@ -24,6 +24,7 @@ SMALL = {
     "detector.draem": {"width": 8},
     "detector.autoencoder": {"width": 8},
     "detector.context_svdd": {"width": 16, "patch_px": 16, "memory": 256},
+    "detector.cutpaste_sla": {"patch_px": 16, "stride_px": 4},
     "detector.gan_inversion": {"width": 8, "crop_px": 32, "refine_steps": 5},
     "segmenter.unet": {"width": 8},
 }

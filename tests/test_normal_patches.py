@@ -9,7 +9,8 @@ import torch
 from ssad_ray.core.rng import generator
 from ssad_ray.methods.base import TrainingFrames
 from ssad_ray.methods.memory import affinity_distance
-from ssad_ray.methods.normal_patches import NormalPatches, frames_to_remember, spread_over_pixels
+from ssad_ray.methods.normal_patches import NormalPatches, frames_to_remember
+from ssad_ray.methods.patch_maps import gaussian_kernel, spread_over_pixels
 
 NEAREST = partial(affinity_distance, num=1, sharpest=20.0, of_features=True)
 
@@ -65,7 +66,7 @@ def test_a_bounded_number_of_good_frames_is_remembered():
 
 def test_a_pixel_has_the_mean_of_the_patches_it_lies_in_the_nearer_ones_weighing_more():
     values = torch.tensor([[[1.0, 3.0]], [[5.0, 5.0]]])
-    first, second = spread_over_pixels(values, 8, 4, 10, 14, 1.6)
+    first, second = spread_over_pixels(values, gaussian_kernel(8, 8, 0.2), 4, 10, 14)
     torch.testing.assert_close(first[0, [0, 1, 2, 3, 8, 9, 10, 11, 12, 13]], torch.tensor([1.0] * 4 + [3.0] * 6))
     both = first[0, 4:8]
     torch.testing.assert_close(both + both.flip(0), torch.full((4,), 4.0))

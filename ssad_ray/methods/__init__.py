@@ -20,6 +20,7 @@ DETECTORS: "dict[str, Callable[[], type[Method]]]" = {
     "autoencoder": _lazy("autoencoder", "Autoencoder"),
     "draem": _lazy("draem", "Draem"),
     "context_svdd": _lazy("context_svdd", "ContextSvdd"),
+    "cutpaste_sla": _lazy("cutpaste_sla", "CutPasteSla"),
     "gan_inversion": _lazy("gan_inversion", "GanInversion"),
     "template_difference": _lazy("template_difference", "TemplateDifference"),
     "memory_bank": _lazy("memory_bank", "MemoryBank"),

@@ -25,7 +25,8 @@ from ssad_ray.methods.base import State, TrainingFrames, to_tensor
 from ssad_ray.methods.devices import device
 from ssad_ray.methods.encoders import FEATURES, STRIDES_PX, DenseEncoder, PaperEncoder, PatchEncoder
 from ssad_ray.methods.memory import Memory, PlaceMemory, affinity_distance
-from ssad_ray.methods.normal_patches import NormalPatches, frames_to_remember, spread_over_pixels
+from ssad_ray.methods.normal_patches import NormalPatches, frames_to_remember
+from ssad_ray.methods.patch_maps import gaussian_kernel, spread_over_pixels
 from ssad_ray.methods.pretexts import PRETEXTS, draw
 from ssad_ray.methods.training import load_network_state, network_state, train
 
@@ -144,7 +145,8 @@ class ContextSvdd:
         maps = torch.ones(batch, height, width, device=device())
         for scale, (features, normal) in enumerate(zip(self._features(images_BHWC), self.normal, strict=True)):
             side, ratios = self.config.patch_px << scale, normal.ratios(features)
-            spread = spread_over_pixels(ratios, side, STRIDES_PX[scale], height, width, _SPREAD * side)
+            kernel = gaussian_kernel(side, side, _SPREAD).to(device())
+            spread = spread_over_pixels(ratios, kernel, STRIDES_PX[scale], height, width)
             maps *= spread ** (0.5**scale)
         return maps.amax((1, 2)).cpu().numpy(), maps.cpu().numpy()
 

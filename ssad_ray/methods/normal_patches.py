@@ -4,7 +4,7 @@ On aligned parts a patch is compared with what is remembered of its place, and i
 what is usual there: the edge of a part is farther from all that was seen than its plain ground is, on every good frame.
 Elsewhere all patches share one memory and one unit.
 
-Shapes: N good frames, B frames, h w of a frame's map of features, H W of a frame, D channels of a feature.
+Shapes: N good frames, B frames, h w of a frame's map of features, D channels of a feature.
 """
 
 from collections.abc import Callable
@@ -75,19 +75,3 @@ def frames_to_remember(frames: TrainingFrames, rng: np.random.Generator) -> NDAr
     kept = rng.permutation(np.flatnonzero(frames.is_good_N))[: max(2, _MAX_PIXELS // (height * width))]
     images: NDArray[np.uint8] = frames.images_NHWC[kept]
     return images
-
-
-def spread_over_pixels(patches_Bhw: Tensor, side: int, stride: int, height: int, width: int, sigma_px: float) -> Tensor:
-    """Give every pixel (B, H, W) the mean of the patches that it lies in, weighted by how near their middle is.
-
-    Receptive-field upsampling (Liznerski et al., ICLR 2021), divided by that of a map of ones, so that values keep
-    their unit up to the border.
-    """
-    middle = torch.arange(side, device=patches_Bhw.device) - (side - 1) / 2
-    weights = torch.exp(-0.5 * (middle / sigma_px) ** 2)
-    kernel = (weights[:, None] * weights)[None, None]
-    sums = functional.conv_transpose2d(patches_Bhw[:, None], kernel, stride=stride)
-    totals = functional.conv_transpose2d(torch.ones_like(patches_Bhw[:1, None]), kernel, stride=stride)
-    means = sums / totals
-    missing = (0, width - means.shape[3], 0, height - means.shape[2])
-    return functional.pad(means, missing, mode="replicate")[:, 0]

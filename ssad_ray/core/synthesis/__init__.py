@@ -1,1 +1,1 @@
-"""Planted defects: pure functions (image, generator) -> (image, exact mask), one file per family."""
+"""Planted defects: pure functions (image, generator) -> (image, mask), one file per family; and CutPaste's edits."""

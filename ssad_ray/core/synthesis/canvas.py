@@ -75,7 +75,7 @@ def blend(image: Image, source: Pixels, coverage: Pixels) -> Planted:
     if width > 0:
         window = np.s_[max(0, y - MARGIN_PX) : y + height + MARGIN_PX, max(0, x - MARGIN_PX) : x + width + MARGIN_PX]
         before, after = image[window], source[window]
-        if _is_grey(image):
+        if is_grey(image):
             after = np.asarray(cv2.cvtColor(after, cv2.COLOR_RGB2GRAY)[..., None], np.float32)
         mixed = before + coverage[window][..., None] * (after - before)
         planted[window] = np.rint(np.clip(mixed, 0.0, 255.0))
@@ -105,6 +105,7 @@ def _largest_channel(difference: cv2.typing.MatLike) -> NDArray[np.int16]:
     return np.asarray(cv2.max(cv2.max(red, green), blue), np.int16)
 
 
-def _is_grey(image: Image) -> bool:
+def is_grey(image: Image) -> bool:
+    """Whether all channels are the same."""
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     return np.array_equal(red, green) and np.array_equal(green, blue)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssad_ray.config import TrainingConfig
+from ssad_ray.method_config import TrainingConfig
 from ssad_ray.methods.base import TrainingFrames
 from ssad_ray.methods.batches import body, planted_shard
 from ssad_ray.methods.losses import segmentation_loss

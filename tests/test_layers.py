@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    {"", "errors", "config"},
+    {"", "errors", "config", "method_config"},
     {"core"},
     {"methods", "datasets", "labels"},
     {"pipelines"},

@@ -21,9 +21,10 @@ from ray import cloudpickle
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssad_ray.config import ResourcesConfig, RunConfig, TrainingConfig
+from ssad_ray.config import ResourcesConfig, RunConfig
 from ssad_ray.core.rng import generator
 from ssad_ray.errors import ConfigError, UnavailableError
+from ssad_ray.method_config import TrainingConfig
 from ssad_ray.methods import training
 from ssad_ray.methods.base import State, TrainingFrames
 from ssad_ray.methods.devices import make_repeatable

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssad_ray.config import AutoencoderConfig, RunConfig
+from ssad_ray.config import RunConfig
+from ssad_ray.method_config import AutoencoderConfig
 from ssad_ray.methods.base import State, TrainingFrames, to_tensor
 from ssad_ray.methods.batches import Batch, planted_shard
 from ssad_ray.methods.losses import reconstruction_loss, ssim

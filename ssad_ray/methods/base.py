@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ssad_ray.config import RunConfig, TrainingConfig
+from ssad_ray.config import RunConfig
+from ssad_ray.method_config import TrainingConfig
 
 State = dict[str, NDArray[Any]]
 

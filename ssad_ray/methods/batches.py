@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ssad_ray.config import TrainingConfig
 from ssad_ray.core.rng import generator
 from ssad_ray.core.synthesis.families import plant
+from ssad_ray.method_config import TrainingConfig
 from ssad_ray.methods.base import TrainingFrames
 
 TRAINING_FAMILIES = ("blob", "cutpaste", "deform", "perlin", "scar")

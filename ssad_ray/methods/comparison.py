@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ssad_ray.config import ComparisonConfig, TrainingConfig
+from ssad_ray.method_config import ComparisonConfig, TrainingConfig
 from ssad_ray.methods.base import State, TrainingFrames, to_tensor
 from ssad_ray.methods.losses import DEFECT_PRIOR, reconstruction_loss, segmentation_loss
 from ssad_ray.methods.networks import Reconstructor, UNet, doubling

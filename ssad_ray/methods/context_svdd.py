@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssad_ray.config import ContextSvddConfig, RunConfig
+from ssad_ray.config import RunConfig
 from ssad_ray.core.framing import is_aligned
 from ssad_ray.core.rng import generator
 from ssad_ray.errors import ConfigError
+from ssad_ray.method_config import ContextSvddConfig
 from ssad_ray.methods.base import State, TrainingFrames, to_tensor
 from ssad_ray.methods.devices import device
 from ssad_ray.methods.encoders import FEATURES, STRIDES_PX, DenseEncoder, PaperEncoder, PatchEncoder

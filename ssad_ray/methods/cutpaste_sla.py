@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet18
 
-from ssad_ray.config import CutPasteSlaConfig, RunConfig
+from ssad_ray.config import RunConfig
 from ssad_ray.core.framing import is_aligned
 from ssad_ray.core.rng import generator
 from ssad_ray.core.synthesis.edits import EDITS, changed_share, soft_label
 from ssad_ray.errors import ConfigError
+from ssad_ray.method_config import CutPasteSlaConfig
 from ssad_ray.methods.base import State, TrainingFrames, to_tensor
 from ssad_ray.methods.density import Density, Gaussian, Kernel
 from ssad_ray.methods.devices import device

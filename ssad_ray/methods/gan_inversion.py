@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from ssad_ray.config import GanInversionConfig, RunConfig
+from ssad_ray.config import RunConfig
 from ssad_ray.core.framing import is_aligned
 from ssad_ray.core.rng import generator
+from ssad_ray.method_config import GanInversionConfig
 from ssad_ray.methods.base import State, TrainingFrames, to_tensor
 from ssad_ray.methods.devices import device
 from ssad_ray.methods.gan_networks import STRIDE_PX, GanNetwork

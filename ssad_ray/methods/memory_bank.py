@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import get_model
 
-from ssad_ray.config import MemoryBankConfig, RunConfig
+from ssad_ray.config import RunConfig
 from ssad_ray.core.framing import is_aligned
 from ssad_ray.core.rng import generator
 from ssad_ray.errors import ConfigError
+from ssad_ray.method_config import MemoryBankConfig
 from ssad_ray.methods.base import State, TrainingFrames, to_tensor
 from ssad_ray.methods.devices import device
 from ssad_ray.methods.memory import Memory, PlaceMemory, affinity_distance

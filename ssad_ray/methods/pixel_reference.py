@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ssad_ray.config import PixelReferenceConfig, RunConfig
+from ssad_ray.config import RunConfig
+from ssad_ray.method_config import PixelReferenceConfig
 from ssad_ray.methods.base import State, TrainingFrames
 
 SPREAD_FLOOR = 4.0

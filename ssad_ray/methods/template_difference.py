@@ -18,8 +18,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ssad_ray.config import RunConfig, TemplateDifferenceConfig
+from ssad_ray.config import RunConfig
 from ssad_ray.core.rng import generator
+from ssad_ray.method_config import TemplateDifferenceConfig
 from ssad_ray.methods.base import State, TrainingFrames
 from ssad_ray.methods.template_pairs import as_photographed
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from ssad_ray.config import TrainingConfig
 from ssad_ray.errors import ArtifactError, ConfigError
+from ssad_ray.method_config import TrainingConfig
 from ssad_ray.methods.base import Remembers, State, TrainingFrames, TrainsByGradient
 from ssad_ray.methods.devices import device
 

@@ -4,9 +4,9 @@ from functools import partial
 
 import numpy as np
 
-from ssad_ray.config import ComparisonConfig
 from ssad_ray.errors import ConfigError
 from ssad_ray.labels.versions import read_labels
+from ssad_ray.method_config import ComparisonConfig
 from ssad_ray.methods.base import Method, State, TrainingFrames
 from ssad_ray.methods.comparison import Comparison
 from ssad_ray.pipelines.fit import SEEN_BY_ALL, fit_members

@@ -287,14 +287,15 @@ def _progress() -> Iterator["Announce"]:
         def announce(title: str) -> Callable[..., None]:
             task = bars.add_task(title, total=None)
             started = next_line = time.monotonic()
+            printed = -1
 
             def advance(done: int, total: int, *_: float) -> None:
-                nonlocal next_line
+                nonlocal next_line, printed
                 bars.update(task, completed=done, total=total)
                 now = time.monotonic()
-                if not console.is_terminal and (now >= next_line or done == total):
+                if not console.is_terminal and (now >= next_line or printed < done == total):
                     console.print(f"{title}: {done} of {total}, {now - started:.0f} s", highlight=False)
-                    next_line = now + _LOG_INTERVAL_S
+                    next_line, printed = now + _LOG_INTERVAL_S, done
 
             return advance
 

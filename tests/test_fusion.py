@@ -39,7 +39,7 @@ def test_a_map_is_the_mean_vote_of_the_parts():
     votes = []
     for name, raw in method.part_maps(images).items():
         rarity = method.tails[name].rarity(raw)
-        votes.append(rarity / (1 + rarity))
+        votes.append(rarity / (6 + rarity))
     np.testing.assert_allclose(maps, (votes[0] + votes[1]) / 2, rtol=1e-6)
     np.testing.assert_array_equal(scores, maps.max((1, 2)))
 

@@ -2,8 +2,8 @@
 
 Raw maps of different methods have nothing in common but their order. On held-out good images each value has a tail
 probability, p; in -log10 p, called rarity r, units agree, and adding a detector needs no tuning (Fisher's method would
-add them up). Beyond what good images can show rarity is extrapolated, so that of one part 1000 means no more than 30:
-a part votes r / (1 + r), which is a half where one good pixel in ten is as high. A map is the mean of the votes.
+add them up). Beyond what good images can show rarity is extrapolated, and of one part 1000 means no more than 30: a
+part votes r / (6 + r), a half where one good pixel in a million is as high. A map is the mean of the votes.
 
 Shapes: B frames, H W of a frame.
 """
@@ -22,6 +22,7 @@ from ssad_ray.methods import load_method
 from ssad_ray.methods.base import Method, State, TrainingFrames, is_shown_template
 
 _HELD_OUT_EVERY = 4
+_HALF_A_VOTE = 6.0  # rarity
 
 
 class Fusion:
@@ -66,7 +67,7 @@ class Fusion:
     def score(self, images_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the largest mean vote (B,) and the maps of mean votes (B, H, W)."""
         rarities = [self.tails[name].rarity(maps) for name, maps in self.part_maps(images_BHWC).items()]
-        maps: NDArray[np.float32] = np.mean([rarity / (1.0 + rarity) for rarity in rarities], axis=0)
+        maps: NDArray[np.float32] = np.mean([rarity / (_HALF_A_VOTE + rarity) for rarity in rarities], axis=0)
         return maps.max(axis=(1, 2)), maps
 
     def state(self) -> State:

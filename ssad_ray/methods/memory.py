@@ -14,7 +14,7 @@ _REACH = 2
 _MAX_CANDIDATES = 100_000
 _BLOCK = 32
 _QUERIES_AT_ONCE = 256
-_ITEMS_AT_ONCE = 1 << 14
+_ITEMS_AT_ONCE = 1 << 12  # the distances of as many items to as many queries stay in the cache
 _MEASURED_AT_ONCE = 16
 _CANDIDATES = 1 << 12
 

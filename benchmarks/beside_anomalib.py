@@ -72,7 +72,7 @@ def theirs(python: str, task: dict[str, object]) -> dict[str, float]:
     """Run anomalib's side with its own Python."""
     done = subprocess.run([python, SIDE], input=json.dumps(task), capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(done.stderr)
+        sys.exit(f"anomalib's side ended with {done.returncode}: {done.stderr[-2000:]}")
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
 

@@ -134,6 +134,12 @@ def test_templates_train_and_never_judge(protocol):
     assert Counter(stages[each.sample_id] for each in photographed) == {"train": 4, "online": 2, "test": 2}
 
 
+def test_too_few_templates_and_nothing_else_are_refused():
+    templates = [replace(row(f"{i}_temp"), template_uri=f"/{i}_temp") for i in range(2)]
+    with pytest.raises(DataError, match="category nut: 0 good images to train on came, at least 2 are needed"):
+        split(templates, "full", 0)
+
+
 def test_routine_1_draws_its_online_images_from_those_that_are_no_templates():
     boards = [row(f"{i}_test", "open") for i in range(30)]
     templates = [replace(row(f"{i}_temp"), template_uri=f"/{i}_temp") for i in range(30)]

@@ -10,7 +10,7 @@ Protocols:
 - `full`: train is every good image shipped for train (of a data set without stages: half of the good ones); all
   others go half to online, half to test, each defect type by itself.
 - `routine2`: the papers' large stages, whose sizes they do not give: as `full`, judged by boxes, with the detector
-  that fits the data set (`ssad_ray/pipelines/prepare.py`).
+  that fits the data set (`Run.detector` in `ssad_ray/pipelines/run.py`).
 
 A template among the images is good, and trains under every protocol: whoever judges images of its pattern is given it.
 
@@ -160,7 +160,7 @@ def _family(defect_type: str) -> str:
 
 def _halves(rows: Sequence[ManifestRow]) -> Stages:
     """Divide one category: good images to train, each other defect type in halves; groups in the order of `rows`."""
-    has_stages = _has_stages(rows)
+    category, has_stages = rows[0].category, _has_stages(rows)
     templates = {row.sample_id for row in rows if row.is_template}
     rows = [row for row in rows if not row.is_template]
     groups: defaultdict[str, list[ManifestRow]] = defaultdict(list)
@@ -170,7 +170,7 @@ def _halves(rows: Sequence[ManifestRow]) -> Stages:
     least = _LEAST_TRAIN_GOOD - len(templates)
     if len(trainable) < least:
         raise DataError(
-            f"category {rows[0].category}: {len(trainable)} good images to train on came, at least {least} are needed; "
+            f"category {category}: {len(trainable)} good images to train on came, at least {least} are needed; "
             "add good images"
         )
     has_defective = any(row.defect_type not in (GOOD, None) for row in rows)

@@ -114,8 +114,9 @@ def fit(
 
     run = _open(out, config, set_, seed, init_from)
     with _working(run, address, data, protocol) as announce:
-        name = f"{run.detector}-1"
-        fit_detector(run, name, run.detector, announce)
+        detector = run.detector
+        name = f"{detector}-1"
+        fit_detector(run, name, detector, announce)
     if not run.champion_path.exists():
         run.promote(name)
     typer.echo(f"{run.model_path(name)}\n{_rule(run, name)}")

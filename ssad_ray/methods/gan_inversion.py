@@ -27,6 +27,7 @@ from ssad_ray.methods.devices import device
 from ssad_ray.methods.gan_networks import STRIDE_PX, GanNetwork
 from ssad_ray.methods.inversion import LEAST_TRUSTED, refine, relax_all, relax_trusted, trust
 from ssad_ray.methods.losses import ssim
+from ssad_ray.methods.normal_patches import frames_to_remember
 from ssad_ray.methods.training import load_network_state, network_state, train
 from ssad_ray.methods.usual import Usual, smoothed
 
@@ -35,7 +36,6 @@ _ADVERSARIAL = 0.02
 _PRIOR = 0.01
 _TRUSTED = 0.995  # quantile of a good frame's residuals
 _FEATURE_MAPS = 3  # of the discriminator's; later ones say little about where
-_REMEMBERED = 256  # good frames
 _PIXELS_AT_ONCE = 1 << 18
 
 
@@ -106,9 +106,7 @@ class GanInversion:
 
         That the networks were trained on them does no harm: unseen good frames differ hardly more.
         """
-        good = np.flatnonzero(frames.is_good_N)
-        some = np.sort(generator(seed, "remember").permutation(good)[:_REMEMBERED])
-        images = frames.images_NHWC[some]
+        images = frames_to_remember(frames, generator(seed, "remember"))
         shown = ((y, self._parts(x, y)) for x, _, y in self._shown(images))
         self.usual = Usual.of_good(shown, has_places=is_aligned(list(images)))
         limits, scores = [], []

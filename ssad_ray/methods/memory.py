@@ -163,7 +163,7 @@ def spread_out(items_MD: Tensor, num: int, first: int = 0) -> Tensor:
 
 
 def affinity_distance(
-    features: Tensor, memory: "Memory | PlaceMemory", num: int, sharpest: float, of_features: bool
+    features: Tensor, memory: Memory | PlaceMemory, num: int, sharpest: float, of_features: bool
 ) -> Tensor:
     """Return how far features are from their neighbours in a memory (SCL-VI, equations 4 to 6).
 

@@ -40,11 +40,12 @@ def run_loop(run: Run, announce: Announce, *, with_yardstick: bool = False) -> P
             f"{run.path} has no image to label: all that can be used are in the stages train and test; add images of "
             "the stream, unlabelled or not"
         )
-    detector = f"{run.detector}-1"
+    method = run.detector
+    detector = f"{method}-1"
     with run.timed(f"fit {FLOOR}"):
         fit(run, FLOOR, FLOOR, announce)
     with run.timed(f"fit {detector}"):
-        fit(run, detector, run.detector, announce)
+        fit(run, detector, method, announce)
     transfers = {}
     if run.config.detector.init_from is not None:
         with run.timed("transfer"):

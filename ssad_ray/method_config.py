@@ -5,7 +5,7 @@ Every number has bounds and a unit.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -183,16 +183,15 @@ class MemoryBankConfig(Section):
     memory: int = Field(10_000, ge=16, le=10_000_000, description="Remembered features per member.")
 
 
+Shrink = Annotated[int, Field(ge=1, le=8)]
+
+
 class FusionConfig(Section):
     """Several detectors as one."""
 
-    parts: tuple[str, ...] = Field(
-        ("draem", "context_svdd"), min_length=1, max_length=16, description="Names of detectors, each at most once."
+    parts: dict[str, Shrink] = Field(
+        {"draem": 1, "context_svdd": 1},
+        min_length=1,
+        max_length=16,
+        description="Names of detectors, and how many times smaller than its input each sees frames (1 to 8).",
     )
-
-    @field_validator("parts")
-    @classmethod
-    def _each_once(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(parts)) < len(parts):
-            raise ValueError(f"{', '.join(parts)} names a detector twice")
-        return parts

@@ -13,7 +13,7 @@ from ssad_ray.datasets.synthetic import write_synthetic
 from ssad_ray.errors import ConfigError
 from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.base import TrainingFrames
-from ssad_ray.methods.fusion import Fusion
+from ssad_ray.methods.fusion import Fusion, agreed
 from ssad_ray.pipelines.fit import fit
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.prepare import prepare
@@ -21,9 +21,13 @@ from ssad_ray.pipelines.run import open_run
 from ssad_ray.pipelines.session import session
 
 
-def config(*parts: str):
+def config(*parts: str, **shrunk: int):
     training = {"steps": 4, "batch_size": 4}
-    options = {"fusion": {"parts": parts}, "name": "fusion", "autoencoder": {"width": 8, "training": training}}
+    options = {
+        "fusion": {"parts": dict.fromkeys(parts, 1) | shrunk},
+        "name": "fusion",
+        "autoencoder": {"width": 8, "training": training},
+    }
     return validate_config({"detector": options, "input": {"size_px": 48}, "resources": {"threads_per_worker": 1}})
 
 
@@ -31,16 +35,13 @@ def frames() -> TrainingFrames:
     return TrainingFrames.of_good(generator(0, "frames").integers(0, 255, (8, 48, 64, 3)).astype(np.uint8))
 
 
-def test_a_map_is_the_mean_vote_of_the_parts():
+def test_a_map_is_the_harmonic_mean_of_what_the_parts_say():
     method = Fusion.from_config(config("pixel_reference", "autoencoder"))
     method.fit(frames(), 0)
     images = frames().images_NHWC[:2]
     scores, maps = method.score(images)
-    votes = []
-    for name, raw in method.part_maps(images).items():
-        rarity = method.tails[name].rarity(raw)
-        votes.append(rarity / (6 + rarity))
-    np.testing.assert_allclose(maps, (votes[0] + votes[1]) / 2, rtol=1e-6)
+    one, other = (1 + method.tails[name].rarity(raw) for name, raw in method.part_maps(images).items())
+    np.testing.assert_allclose(1 + maps, 2 * one * other / (one + other), rtol=1e-5)
     np.testing.assert_array_equal(scores, maps.max((1, 2)))
 
 
@@ -55,11 +56,30 @@ def test_tails_are_learnt_from_frames_that_no_part_has_seen():
     np.testing.assert_array_equal(method.tails["pixel_reference"].values_T, held_out.values_T)
 
 
-def test_parts_are_detectors_and_each_comes_once():
+def test_a_shrunk_part_sees_smaller_frames_and_its_maps_have_the_size_of_the_others():
+    method = Fusion.from_config(config("pixel_reference", autoencoder=2))
+    frames = generator(0, "frames").integers(0, 255, (8, 96, 128, 3)).astype(np.uint8)
+    method.fit(TrainingFrames.of_good(frames), 0)
+    assert method.shown_to("pixel_reference", frames).shape == (8, 96, 128, 3)
+    shrunk = method.shown_to("autoencoder", frames)
+    np.testing.assert_allclose(shrunk, frames.reshape(8, 48, 2, 64, 2, 3).mean((2, 4)), atol=0.51)
+    maps = method.part_maps(frames[:2])
+    assert maps["autoencoder"].shape == maps["pixel_reference"].shape == (2, 96, 128)
+    corners = method.parts["autoencoder"].score(shrunk[:2])[1][:, ::47, ::63]
+    np.testing.assert_allclose(maps["autoencoder"][:, ::95, ::127], corners, rtol=1e-5)
+
+
+def test_what_parts_agree_on_stands_and_what_one_says_alone_counts_little():
+    rarity = np.array([[0, 3, 3, 3, 1e6], [0, 3, 1, 0, 0]], np.float32)
+    together = agreed(rarity[:, np.newaxis, np.newaxis])[0, 0]
+    np.testing.assert_allclose(together, [0, 3, 5 / 3, 0.6, 1], rtol=1e-5)
+
+
+def test_parts_are_other_detectors_seen_at_a_stated_scale():
     with pytest.raises(ConfigError, match="other detectors than fusion; got draem, fusion"):
         Fusion.from_config(config("draem", "fusion"))
-    with pytest.raises(ConfigError, match="draem, draem names a detector twice"):
-        config("draem", "draem")
+    with pytest.raises(ConfigError, match=r"parts\.draem: input should be less than or equal to 8"):
+        config(draem=9)
     with pytest.raises(ConfigError, match="no method is called 'nothing'"):
         Fusion.from_config(config("draem", "nothing"))
 

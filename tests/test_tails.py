@@ -20,8 +20,22 @@ def test_rarity_is_the_log_of_the_share_that_reaches_a_value():
 
 def test_beyond_the_table_rarity_goes_on_rising_as_an_exponential_does():
     tail = NormalTail.of(exponential(100_000))
-    values = np.array([20.0, 40.0, 400.0], np.float32)
-    np.testing.assert_allclose(tail.rarity(values), values / (2 * np.log(10)), rtol=0.15)
+    values = np.array([16.0, 24.0, 40.0], np.float32)
+    np.testing.assert_allclose(tail.rarity(values), values / (2 * np.log(10)), rtol=0.2)
+
+
+def test_of_a_heavy_tail_far_values_are_as_rare_as_they_are():
+    uniform = generator(0, "values").random(200_000)
+    tail = NormalTail.of((uniform**-0.25).astype(np.float32))  # reached by x**-4 of all: a shape of 1/4
+    assert tail.shape == pytest.approx(0.25, abs=0.08)
+    values = np.array([3.0, 6.0, 12.0, 24.0], np.float32)
+    np.testing.assert_allclose(tail.rarity(values), 4 * np.log10(values), rtol=0.15)
+
+
+def test_a_tail_that_ends_is_taken_to_go_on_as_an_exponential():
+    tail = NormalTail.of(generator(0, "values").random(100_000).astype(np.float32))
+    assert tail.shape == 0
+    assert np.diff(tail.rarity(np.array([1.0, 1.1, 1.2], np.float32))).min() > 1
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])

@@ -45,9 +45,9 @@ def make_plan(images: Sequence[NDArray[np.uint8]], config: InputConfig) -> Frame
     """Choose a plan from a few good images (each (H, W, 3) uint8): self-configuration, recorded as data."""
     if config.mode == "resize" or (config.mode == "auto" and is_aligned(images)):
         aspect = float(np.median([image.shape[0] / image.shape[1] for image in images]))
-        height = _to_stride(config.size_px * aspect**0.5)
-        return FramePlan("resize", height, _to_stride(config.size_px / aspect**0.5))
-    side = _to_stride(config.size_px)
+        height = to_stride(config.size_px * aspect**0.5)
+        return FramePlan("resize", height, to_stride(config.size_px / aspect**0.5))
+    side = to_stride(config.size_px)
     return FramePlan("tile", side, side, config.scale, config.overlap)
 
 
@@ -119,7 +119,8 @@ def random_frame(
     return [plane[y : y + plan.height, x : x + plan.width] for plane in scaled]
 
 
-def _to_stride(length: float) -> int:
+def to_stride(length: float) -> int:
+    """Return the side of a frame, in pixels, that is nearest to a length and that every network can halve."""
     return max(2 * _STRIDE, round(length / _STRIDE) * _STRIDE)
 
 

@@ -12,31 +12,36 @@ from numpy.typing import NDArray
 
 from ssad_ray.errors import DataError
 
-_TABLE_ENDS_AT = 1e-3
+_TABLE_ENDS_AT = 1e-2
 _LEAST_BEYOND = 20
 _POINTS = 64
+_HEAVIEST = 0.5  # shape up to which the weighted moments have a variance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NormalTail:
-    """The tail of the values of good maps: counted where there are many, an exponential beyond.
+    """The tail of the values of good maps: counted where there are many, a generalised Pareto tail beyond.
 
     Attributes:
         values_T: float64, rising.
         rarity_T: float64, rising from 0: of each value -log10 of the share of good pixels that reach it.
-        per_value: Rarity gained per unit of value beyond the table, above zero.
+        scale: Of the excess over the table's end, in units of value, above zero.
+        shape: 0 (an exponential tail) to 0.5 (of ever rarer values each has to be much higher than the one before).
     """
 
     values_T: NDArray[np.float64]
     rarity_T: NDArray[np.float64]
-    per_value: float
+    scale: float
+    shape: float
 
     @classmethod
     def of(cls, values: NDArray[np.float32]) -> Self:
         """Learn from the map values of pixels of good images, at least 40 of them; their order has no meaning.
 
-        Beyond the value that one in 1000 reaches (or, of fewer than 20,000, that 20 reach) the excess is taken to be
-        exponential: neighbouring pixels rise together, and of the highest all may lie in one place of one image.
+        Beyond the value that one in 100 reaches (or, of fewer than 2000, that 20 reach) the excess is taken to be
+        generalised Pareto, as tails are in the limit (Pickands 1975), its shape by probability-weighted moments
+        (Hosking and Wallis 1987). Lighter than exponential it is never taken to be: beyond the end of such a tail all
+        values would be equally rare.
 
         Raises:
             DataError: Too few values, or one that is not finite.
@@ -51,21 +56,27 @@ class NormalTail:
         counts = np.unique(np.geomspace(num_beyond, num, _POINTS).astype(np.int64))[::-1]
         # Of equal values the first counts: the share that reaches them is the largest.
         table, first = np.unique(falling[counts - 1], return_index=True)
-        excess = float((falling[:num_beyond] - table[-1]).mean())
+        excess = falling[:num_beyond] - table[-1]
+        mean, weighted = excess.mean(), (excess * np.linspace(0.0, 1.0, num_beyond)).mean()
+        heaviness = (mean - 4.0 * weighted) / max(mean - 2.0 * weighted, np.finfo(np.float64).tiny)
+        shape = float(np.clip(heaviness, 0.0, _HEAVIEST))
         least = 1e-6 * max(float(np.ptp(falling)), abs(float(falling[0])), 1e-6)
-        return cls(table, np.log10(num / counts)[first], 1.0 / (np.log(10.0) * max(excess, least)))
+        return cls(table, np.log10(num / counts)[first], max(float(mean) * (1.0 - shape), least), shape)
 
     def state(self) -> dict[str, NDArray[np.float64]]:
-        """Return the table and the slope as named arrays."""
-        return {"values": self.values_T, "rarity": self.rarity_T, "per_value": np.array(self.per_value)}
+        """Return the table and the tail beyond it as named arrays."""
+        beyond = {"scale": np.array(self.scale), "shape": np.array(self.shape)}
+        return {"values": self.values_T, "rarity": self.rarity_T, **beyond}
 
     @classmethod
     def from_state(cls, state: Mapping[str, NDArray[np.float64]]) -> Self:
         """Make what `state` was returned by."""
-        return cls(state["values"], state["rarity"], float(state["per_value"]))
+        return cls(state["values"], state["rarity"], float(state["scale"]), float(state["shape"]))
 
     def rarity(self, maps: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return -log10 of the tail probability of every value, at least 0, in the given shape."""
-        beyond = np.maximum(maps - self.values_T[-1], 0.0) * self.per_value
-        rarity: NDArray[np.float32] = (np.interp(maps, self.values_T, self.rarity_T) + beyond).astype(np.float32)
-        return rarity
+        beyond = np.maximum(maps - self.values_T[-1], 0.0) / self.scale
+        if self.shape > 0.0:
+            beyond = np.log1p(self.shape * beyond) / self.shape
+        rarity: NDArray[np.float64] = np.interp(maps, self.values_T, self.rarity_T) + beyond / np.log(10.0)
+        return rarity.astype(np.float32)

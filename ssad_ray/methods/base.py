@@ -5,7 +5,7 @@ channels (RGB), 6 for a method that compares with a template.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -49,10 +49,6 @@ class TrainingFrames:
             return image, np.zeros(image.shape[:2], np.float32), np.ones(image.shape[:2], np.float32)
         place = np.count_nonzero(~self.is_good_N[:index])
         return image, self.targets_LHW[place], self.weights_LHW[place]
-
-    def of_images(self) -> "TrainingFrames":
-        """Return the frames without the templates they may show."""
-        return replace(self, images_NHWC=self.images_NHWC[..., :3])
 
     def only(self, kept_N: NDArray[np.bool_]) -> "TrainingFrames":
         """Return some of the frames, copied."""
@@ -135,7 +131,7 @@ class ComparesWithTemplate(Protocol):
 
 @runtime_checkable
 class Combines(Protocol):
-    """The ability of a detector to be made of others, which are fitted each in its own way.
+    """The ability of a detector to be made of others, each fitted on the good frames in its own way.
 
     Its state is that of its parts, each under `<name>.`, and how their maps compare: that is learnt from good images
     which the parts have not seen.
@@ -144,6 +140,9 @@ class Combines(Protocol):
     @property
     def parts(self) -> Mapping[str, Method]:
         """The detectors by name, each a name of the method table."""
+
+    def shown_to(self, name: str, images_BHWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return frames as the part of this name sees them."""
 
     def part_maps(self, images_BHWC: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Return the raw maps (B, H, W) of every part."""

@@ -1,11 +1,10 @@
 """Several detectors as one: how rare each one's value is on good images says how much it has to say.
 
 Raw maps of different methods have nothing in common but their order. On held-out good images each value has a tail
-probability, p; in -log10 p, called rarity r, units agree, and adding a detector needs no tuning (Fisher's method would
-add them up). Beyond what good images can show rarity is extrapolated, and of one part 1000 means no more than 30: a
-part votes r / (6 + r), a half where one good pixel in a million is as high. A map is the mean of the votes.
+probability, p; in -log10 p, called rarity r, units agree, and adding a detector needs no tuning. Fisher's method would
+add them up; but far out rarity is extrapolated, and of one part 1000 means no more than 30.
 
-Shapes: B frames, H W of a frame.
+Shapes: P parts, B frames, H W of a frame.
 """
 
 from collections.abc import Mapping
@@ -15,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssad_ray.config import RunConfig
+from ssad_ray.core.framing import to_stride
+from ssad_ray.core.images import resize
 from ssad_ray.core.rng import generator
 from ssad_ray.core.tails import NormalTail
 from ssad_ray.errors import ConfigError
@@ -22,14 +23,13 @@ from ssad_ray.methods import load_method
 from ssad_ray.methods.base import Method, State, TrainingFrames, is_shown_template
 
 _HELD_OUT_EVERY = 4
-_HALF_A_VOTE = 6.0  # rarity
 
 
 class Fusion:
-    """The detector; maps lie in [0, 1)."""
+    """The detector; maps are at least 0."""
 
-    def __init__(self, parts: Mapping[str, Method]) -> None:
-        self.parts = parts
+    def __init__(self, parts: Mapping[str, Method], shrink: Mapping[str, int]) -> None:
+        self.parts, self.shrink = parts, shrink
         self.tails: Mapping[str, NormalTail] = {}
 
     @classmethod
@@ -39,24 +39,33 @@ class Fusion:
         Raises:
             ConfigError: No such method, or fusion itself.
         """
-        names = config.detector.fusion.parts
-        if "fusion" in names:
-            raise ConfigError(f"detector.fusion.parts are other detectors than fusion; got {', '.join(names)}")
-        return cls({name: load_method(name).from_config(config) for name in names})
+        shrink = config.detector.fusion.parts
+        if "fusion" in shrink:
+            raise ConfigError(f"detector.fusion.parts are other detectors than fusion; got {', '.join(shrink)}")
+        return cls({name: load_method(name).from_config(config) for name in shrink}, shrink)
 
     def fit(self, frames: TrainingFrames, seed: int) -> None:
         """Fit all parts, in this process; every fourth good frame is held out, and the tails are learnt from these."""
-        is_held_out = frames.is_good_N & (np.cumsum(frames.is_good_N) % _HELD_OUT_EVERY == 0)
-        seen = frames.only(~is_held_out)
+        is_held_out = np.arange(1, len(frames.images_NHWC) + 1) % _HELD_OUT_EVERY == 0
         for name, part in self.parts.items():
-            own = seen if is_shown_template(part) else seen.of_images()
-            part.fit(own, int(generator(seed, "part", name).integers(2**31)))
+            seen = TrainingFrames.of_good(self.shown_to(name, frames.images_NHWC[~is_held_out]))
+            part.fit(seen, int(generator(seed, "part", name).integers(2**31)))
         self.learn_tails(self.part_maps(frames.images_NHWC[is_held_out]))
+
+    def shown_to(self, name: str, images_BHWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the frames as a part sees them: without templates if it knows nothing of them, and shrunk."""
+        if not is_shown_template(self.parts[name]):
+            images_BHWC = images_BHWC[..., :3]
+        if self.shrink[name] == 1:
+            return images_BHWC
+        height, width = (to_stride(side / self.shrink[name]) for side in images_BHWC.shape[1:3])
+        return np.stack([resize(image, height, width) for image in images_BHWC])
 
     def part_maps(self, images_BHWC: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Return the raw maps (B, H, W) of every part."""
+        _, height, width, _ = images_BHWC.shape
         return {
-            name: part.score(images_BHWC if is_shown_template(part) else images_BHWC[..., :3])[1]
+            name: np.stack([resize(map_, height, width) for map_ in part.score(self.shown_to(name, images_BHWC))[1]])
             for name, part in self.parts.items()
         }
 
@@ -65,9 +74,9 @@ class Fusion:
         self.tails = {name: NormalTail.of(values[name]) for name in self.parts}
 
     def score(self, images_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the largest mean vote (B,) and the maps of mean votes (B, H, W)."""
-        rarities = [self.tails[name].rarity(maps) for name, maps in self.part_maps(images_BHWC).items()]
-        maps: NDArray[np.float32] = np.mean([rarity / (_HALF_A_VOTE + rarity) for rarity in rarities], axis=0)
+        """Return the highest values (B,) of the maps, and the maps (B, H, W)."""
+        rarity_PBHW = np.stack([self.tails[name].rarity(maps) for name, maps in self.part_maps(images_BHWC).items()])
+        maps = agreed(rarity_PBHW)
         return maps.max(axis=(1, 2)), maps
 
     def state(self) -> State:
@@ -85,6 +94,15 @@ class Fusion:
             tail = state_of_part(own, "tail")
             if tail:
                 self.tails = {**self.tails, name: NormalTail.from_state(tail)}
+
+
+def agreed(rarity_PBHW: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return how rare parts together call a value, (B, H, W): the harmonic mean of 1 + r over the parts, less 1.
+
+    What all say is what comes out; what one of P says alone, however loud, counts for less than P - 1.
+    """
+    mean: NDArray[np.float32] = (1.0 / (1.0 + rarity_PBHW)).mean(axis=0)
+    return 1.0 / mean - 1.0
 
 
 def state_of_part(state: State, name: str) -> State:

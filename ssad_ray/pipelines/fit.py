@@ -72,7 +72,7 @@ def fit_members(
     work = run.work_path(name)
     prototype = load_method(method).from_config(config)
     if isinstance(prototype, Combines):
-        states = train_parts(name, prototype.parts, config, frames, members, work, announce)
+        states = train_parts(name, prototype, config, frames, members, work, announce)
     else:
         states = train_members(load_method(method), config, frames, members, work, announce(f"{name}: train"))
     rows = run.rows("train")

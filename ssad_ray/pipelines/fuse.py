@@ -16,7 +16,7 @@ from ssad_ray.core.rng import generator
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.methods import load_method
 from ssad_ray.methods.artifact import Artifact, load_artifact
-from ssad_ray.methods.base import Combines, Method, State, TrainingFrames, is_shown_template
+from ssad_ray.methods.base import Combines, State, TrainingFrames
 from ssad_ray.methods.fusion import state_of_part
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.run import Announce
@@ -29,7 +29,7 @@ _MAX_VALUES_PER_IMAGE = 1 << 14
 
 def train_parts(
     name: str,
-    parts: Mapping[str, Method],
+    prototype: Combines,
     config: RunConfig,
     frames: TrainingFrames,
     members: Sequence[Member],
@@ -38,13 +38,13 @@ def train_parts(
 ) -> list[State]:
     """Train the members of every part, one part after another, and return states as `Combines` loads them."""
     states: list[State] = [{} for _ in members]
-    for part, prototype in parts.items():
+    for part in prototype.parts:
         own = [
             replace(member, initial=state_of_part(member.initial, part) if member.initial else None)
             for member in members
         ]
         progress = announce(f"{name}: train {part}")
-        seen = frames if is_shown_template(prototype) else frames.of_images()
+        seen = TrainingFrames.of_good(prototype.shown_to(part, frames.images_NHWC))
         trained = train_members(load_method(part), config, seen, own, work, progress)
         for state, of_part in zip(states, trained, strict=True):
             state |= {f"{part}.{key}": value for key, value in of_part.items()}

@@ -8,6 +8,7 @@ projection, and the score of an image is the maximum of its map, as in the autho
 Shapes: B batch, C channels, H W of a frame, h w of a map of features.
 """
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import get_model
 
 from ssad_ray.config import RunConfig
@@ -38,22 +40,29 @@ _SMOOTHING = 1 / 64  # sigma, of the frame's side: 4 px of 256
 
 
 class Backbone(nn.Module):
-    """A residual network up to its third stage; a feature joins the second stage's and the third's, 8 px apart."""
+    """A residual network up to its third stage; a feature joins the second stage's and the third's, 8 px apart.
+
+    It is never trained: what batch norm does to a channel is part of the convolution before it.
+    """
 
     mean: Tensor
     spread: Tensor
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, weights: Path | None = None) -> None:
         super().__init__()
-        whole = get_model(name, weights=None)
-        self.conv1, self.bn1, self.relu, self.maxpool = whole.conv1, whole.bn1, whole.relu, whole.maxpool
+        whole = get_model(name, weights=None).eval()
+        whole.layer4, whole.fc = nn.Identity(), nn.Identity()
+        if weights is not None:
+            _load_weights(whole, weights, name)
+        _fold_norms(whole)
+        self.conv1, self.relu, self.maxpool = whole.conv1, whole.relu, whole.maxpool
         self.layer1, self.layer2, self.layer3 = whole.layer1, whole.layer2, whole.layer3
         self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("spread", torch.tensor(_SPREAD).view(3, 1, 1), persistent=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map frames (B, 3, H, W) in [0, 1] to features (B, C, h, w), each the mean of 3x3 cells."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1((x_BCHW - self.mean) / self.spread))))
+        x = self.maxpool(self.relu(self.conv1((x_BCHW - self.mean) / self.spread)))
         fine = self.layer2(self.layer1(x))
         coarse = self.layer3(fine)
         fine, coarse = (functional.avg_pool2d(each, 3, 1, 1) for each in (fine, coarse))
@@ -81,10 +90,9 @@ class MemoryBank:
             ConfigError: The file of weights cannot be read, or is of another network.
         """
         torch.manual_seed(seed)
-        self.network = Backbone(self.config.backbone)
-        if self.config.weights is not None:
-            _load_weights(self.network, Path(self.config.weights), self.config.backbone)
-        self.network.to(device()).to(memory_format=torch.channels_last).eval()
+        weights = None if self.config.weights is None else Path(self.config.weights)
+        self.network = Backbone(self.config.backbone, weights)
+        self.network.to(device()).to(memory_format=torch.channels_last)
         rng = generator(seed, "memory")
         images = frames_to_remember(frames, rng)
         maps = torch.cat([self._features(image[np.newaxis]) for image in images])
@@ -116,6 +124,16 @@ class MemoryBank:
         """Take over what `state` returned."""
         load_network_state(self.network, state)
         self.normal = NormalPatches.from_state(state, self._apart)
+
+
+def _fold_norms(module: nn.Module) -> None:
+    children = list(module.named_children())
+    for (name, child), (name_of_next, following) in pairwise(children):
+        if isinstance(child, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
+            setattr(module, name, fuse_conv_bn_eval(child, following))
+            setattr(module, name_of_next, nn.Identity())
+    for _, child in children:
+        _fold_norms(child)
 
 
 def _load_weights(network: nn.Module, path: Path, name: str) -> None:

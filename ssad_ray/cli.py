@@ -2,8 +2,7 @@
 
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +15,6 @@ from ssad_ray.errors import InspectionError
 if TYPE_CHECKING:
     from ssad_ray.pipelines.run import Announce, Run
 
-_LOG_INTERVAL_S = 10.0
 _ROLES = ("floor", "detector", "segmenter", "yardstick")
 _SHOWN = ("image_auroc", "pixel_auroc", "pixel_ap", "pooled_iou")
 _DEMO = ("detector.draem.training.steps=200", "segmenter.unet.training.steps=200")  # within five minutes on two cores
@@ -89,9 +87,10 @@ def catalog(
     from ssad_ray.datasets.catalog import catalog as read_catalog
     from ssad_ray.datasets.catalog import summary
     from ssad_ray.datasets.manifest import write_manifest
+    from ssad_ray.pipelines.console import progress
 
     resolved = load_config(config, set_ or ())
-    with _progress() as announce:
+    with progress() as announce:
         found = read_catalog(data, resolved.data, announce("catalogue"))
     if out is not None:
         write_manifest(found.rows, out)
@@ -126,18 +125,71 @@ def fit(
 def label(
     out: Out,
     model: Model = None,
+    roi: Annotated[
+        str | None, typer.Option(help="Folder of masks, one per image: leave out regions that lie outside.")
+    ] = None,
     set_: SetResource = None,
     address: Address = None,
 ) -> None:
     """Find and outline the defects of the online stage: a new label version."""
     from ssad_ray.labels.versions import read_lineage
+    from ssad_ray.pipelines.interest import keep_inside
     from ssad_ray.pipelines.label import label_online
 
     run = _reopen(out, set_)
     with _working(run, address) as announce:
         version = label_online(run, model or run.champion, announce)
+    if roi is not None:
+        version, num_unmasked = keep_inside(run, version, roi)
     counts = read_lineage(str(run.labels_path), version).counts
     typer.echo(f"{run.labels_path / version}\n" + ", ".join(f"{value} {name}" for name, value in counts.items()))
+    if roi is not None and num_unmasked:
+        typer.echo(f"{num_unmasked} images with regions have no mask; nothing of theirs was left out")
+
+
+@app.command()
+def propagate_masks(
+    data: Annotated[str, typer.Argument(help="Folder, manifest (CSV, Parquet) or URI of the images.")],
+    drawn: Annotated[str, typer.Option(help="Folder of masks of a few images: their paths, ending in .png.")],
+    out: Annotated[str, typer.Option(help="New folder for the masks of all images.")],
+    config: Config = None,
+    set_: Set = None,
+    address: Address = None,
+) -> None:
+    """Carry masks that were drawn for a few images to all images that show the same."""
+    from ssad_ray.config import load_config
+    from ssad_ray.pipelines.console import progress
+    from ssad_ray.pipelines.propagate_masks import TABLE
+    from ssad_ray.pipelines.propagate_masks import propagate_masks as propagate
+    from ssad_ray.pipelines.session import session
+
+    resolved = load_config(config, set_ or ())
+    with progress() as announce, session(resolved.resources, address):
+        num_masks, num_images = propagate(data, drawn, out, resolved, announce)
+    typer.echo(f"{out}\n{num_masks} of {num_images} images have a mask; {TABLE} says why the others have none")
+
+
+@app.command()
+def propagate_types(
+    out: Out,
+    labels: Annotated[str, typer.Option(help="Label version whose regions are to be named.")],
+    named: Annotated[str, typer.Option(help="CSV or JSON Lines with region_id and defect_type of a few regions.")],
+    name: Annotated[str | None, typer.Option(help="Name of the new label version; LABELS-types by default.")] = None,
+    person: Annotated[str, typer.Option(help="Who named them; kept with each of these regions.")] = "person",
+    least_share: Annotated[
+        float, typer.Option(help="A type with a smaller share among all types stays unknown.", min=0.0, max=1.0)
+    ] = 0.5,
+    set_: SetResource = None,
+    address: Address = None,
+) -> None:
+    """Spread the defect types of a few regions to those that look alike: a new label version."""
+    from ssad_ray.pipelines.propagate_types import propagate_types as propagate
+
+    run, new = _reopen(out, set_), name or f"{labels}-types"
+    with _working(run, address) as announce:
+        counts = propagate(run, labels, named, new, person, least_share, announce)
+    typer.echo(f"{run.labels_path / new}\n{run.types_path(new)}")
+    typer.echo(", ".join(f"{count} {each or 'unknown'}" for each, count in counts.most_common()))
 
 
 @app.command()
@@ -258,46 +310,12 @@ def _working(
     run: "Run", address: str | None, data: str | None = None, protocol: Protocol | None = None
 ) -> Iterator["Announce"]:
     """Give a verb its data, Ray and a place to show progress."""
+    from ssad_ray.pipelines.console import progress
     from ssad_ray.pipelines.prepare import prepare
     from ssad_ray.pipelines.session import session
 
-    with _progress() as announce:
+    with progress() as announce:
         prepare(run, data, protocol.value if protocol else None, announce)
         resources = run.config.resources
         with session(resources, address, dashboard=resources.train_workers > 0):
             yield announce
-
-
-@contextmanager
-def _progress() -> Iterator["Announce"]:
-    """Show one bar per piece of work on a terminal, and elsewhere, as in a log, a line every ten seconds."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
-
-        def announce(title: str) -> Callable[..., None]:
-            task = bars.add_task(title, total=None)
-            started = next_line = time.monotonic()
-            printed = -1
-
-            def advance(done: int, total: int, *_: float) -> None:
-                nonlocal next_line, printed
-                bars.update(task, completed=done, total=total)
-                now = time.monotonic()
-                if not console.is_terminal and (now >= next_line or printed < done == total):
-                    console.print(f"{title}: {done} of {total}, {now - started:.0f} s", highlight=False)
-                    next_line, printed = now + _LOG_INTERVAL_S, done
-
-            return advance
-
-        yield announce

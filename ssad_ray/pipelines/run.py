@@ -5,6 +5,7 @@
     RUN/split.json                 which image belongs to which stage
     RUN/models/<name>/             artifacts; RUN/models/champion names one
     RUN/labels/<version>/          label versions
+    RUN/types/<version>.csv        how sure defect types are that spread to the regions of a label version
     RUN/gates/<name>.json          why a challenger was promoted or refused
     RUN/evaluation/<name>.json     figures of one artifact on the test stage
     RUN/seconds.json               how long each stage took
@@ -60,6 +61,10 @@ class Run:
     def labels_path(self) -> Path:
         """Where label versions are."""
         return self.path / "labels"
+
+    def types_path(self, version: str) -> Path:
+        """Where the defect types of a label version are listed, the least certain first."""
+        return self.path / "types" / f"{version}.csv"
 
     @property
     def report_path(self) -> Path:

@@ -1,0 +1,71 @@
+"""A label version and a mask per image -> a version without the regions that lie outside of them.
+
+Thresholds stay as they are: they promise a rate of false alarms for whole images, and leaving regions out can only
+lower it.
+"""
+
+from dataclasses import replace
+from hashlib import sha256
+
+from ssad_ray.core.images import decode_mask
+from ssad_ray.core.records import Verdict
+from ssad_ray.core.regions import label_mask
+from ssad_ray.core.storage import join, list_files, read_bytes
+from ssad_ray.errors import DataError
+from ssad_ray.labels.versions import is_sealed, read_labels, read_lineage, write_labels
+from ssad_ray.pipelines.propagate_masks import mask_name
+from ssad_ray.pipelines.run import Run
+
+
+def keep_inside(run: Run, version: str, masks_uri: str) -> tuple[str, int]:
+    """Write the label version of what lies inside the masks, unless it is there; a region inside by one pixel stays.
+
+    An anomalous image of which no region is left is not anomalous any more; its score stays. Of an image without a mask
+    nothing is left out.
+
+    Args:
+        run: Whose labels.
+        version: The label version to begin with.
+        masks_uri: Folder of masks, named as `propagate_masks` names them.
+
+    Returns:
+        The version's name, `<version>-roi-<digest of the masks>`, and of how many images with regions there is no mask.
+
+    Raises:
+        DataError: There is no mask for any image with regions, or one of another size than its image.
+    """
+    root_uri, max_bytes = str(run.labels_path), run.config.data.max_image_bytes
+    present = {name for name in list_files(masks_uri) if name.endswith(".png")}
+    names = [_name(verdict) for verdict in read_labels(root_uri, version) if verdict.regions]
+    found = [name for name in names if name in present]
+    if names and not found:
+        raise DataError(
+            f"{masks_uri}: has no mask for any of the {len(names)} images with regions, such as {names[0]}; make them "
+            "with `ssad propagate-masks`"
+        )
+    digest = sha256()
+    for name in found:
+        digest.update(name.encode() + sha256(read_bytes(join(masks_uri, name), max_bytes)).digest())
+    new = f"{version}-roi-{digest.hexdigest()[:8]}"
+    if not is_sealed(root_uri, new):
+        lineage = replace(read_lineage(root_uri, version).lineage, parent=version)
+        verdicts = read_labels(root_uri, version)
+        kept = (_inside(each, masks_uri, max_bytes) if _name(each) in present else each for each in verdicts)
+        write_labels(root_uri, new, kept, lineage)
+    return new, len(names) - len(found)
+
+
+def _inside(verdict: Verdict, masks_uri: str, max_bytes: int) -> Verdict:
+    if not verdict.regions:
+        return verdict
+    uri = join(masks_uri, _name(verdict))
+    try:
+        inside = decode_mask(read_bytes(uri, max_bytes), verdict.height, verdict.width)
+    except DataError as error:
+        raise DataError(f"{uri}: {error.detail}") from error
+    kept = tuple(region for region in verdict.regions if (label_mask([region], *inside.shape) & inside).any())
+    return replace(verdict, regions=kept, is_anomalous=verdict.is_anomalous and bool(kept))
+
+
+def _name(verdict: Verdict) -> str:
+    return mask_name(verdict.sample_id.rpartition("@")[0])

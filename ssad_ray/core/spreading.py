@@ -15,6 +15,8 @@ from scipy import sparse
 from ssad_ray.core.warp import Floats
 
 _NEIGHBOURS = 5
+_FEWEST_NEIGHBOURS = 2
+_ITEMS_PER_NEIGHBOUR = 8  # with more neighbours a graph of few items is one clump, in which all names are alike
 _ALPHA = 0.9
 _ROUNDS = 150  # 0.9 ** 150 is 1e-7
 _FARTHEST = 3.0  # standard deviations; one odd feature does not make an item unlike all others
@@ -59,7 +61,7 @@ def comparable(features_NK: Floats) -> Floats:
 def _graph(features_NK: Floats) -> sparse.csr_array:
     """Return the normalised weights between neighbours, (N, N), symmetric."""
     num = len(features_NK)
-    count = min(_NEIGHBOURS, num - 1)
+    count = min(max(_FEWEST_NEIGHBOURS, min(_NEIGHBOURS, num // _ITEMS_PER_NEIGHBOUR)), num - 1)
     if count < 1:
         return sparse.csr_array((num, num))
     neighbours_NM, squares_NM = _nearest(features_NK, count)

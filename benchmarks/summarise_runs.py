@@ -10,7 +10,7 @@ from pathlib import Path
 
 METRICS = (
     "image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1_max",
-    "pooled_iou", "mean_iou", "map_50", "map", "tianchi_score",
+    "pooled_iou", "mean_iou", "map_10", "map_30", "map_50", "map", "tianchi_score",
 )  # fmt: skip
 MODELS = ("floor", "detector", "segmenter", "yardstick")
 
@@ -22,7 +22,7 @@ def main() -> None:
     print(f"| {len(reports)} runs | " + " | ".join(models) + " |")
     print("| --- |" + " --- |" * len(models))
     for metric in METRICS:
-        cells = [_cell([report[model][metric] for report in reports]) for model in models]
+        cells = [_cell([report[model].get(metric) for report in reports]) for model in models]
         print(f"| {metric} | " + " | ".join(cells) + " |")
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ssad_ray.pipelines.run import Announce, Run
 
 _ROLES = ("floor", "detector", "segmenter", "yardstick")
-_SHOWN = ("image_auroc", "pixel_auroc", "pixel_ap", "pooled_iou")
+_SHOWN = ("image_auroc", "pixel_auroc", "pixel_ap", "pooled_iou", "map_10", "map_30", "map_50", "tianchi_score")
+_NUM_SHOWN = 4
 _DEMO = ("detector.draem.training.steps=200", "segmenter.unet.training.steps=200")  # within five minutes on two cores
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -273,11 +274,14 @@ def _loop(
     with _working(run, address, data, protocol) as announce:
         page_path = run_loop(run, announce, with_yardstick=with_yardstick)
     report = read_json(run.report_path)
-    typer.echo(" " * 10 + "".join(f"{name:>13}" for name in _SHOWN))
-    for role in _ROLES:
-        if role in report:
-            figures = (report[role][name] for name in _SHOWN)
-            typer.echo(f"{role:10}" + "".join(f"{'-' if each is None else f'{each:.3f}':>13}" for each in figures))
+    roles = [role for role in _ROLES if role in report]
+    # Where truth is boxes there are no figures of pixels: then the next ones are shown.
+    known = [name for name in _SHOWN if any(report[role][name] is not None for role in roles)]
+    shown = (known or _SHOWN)[:_NUM_SHOWN]
+    typer.echo(" " * 10 + "".join(f"{name:>14}" for name in shown))
+    for role in roles:
+        figures = (report[role][name] for name in shown)
+        typer.echo(f"{role:10}" + "".join(f"{'-' if each is None else f'{each:.3f}':>14}" for each in figures))
     typer.echo(f"champion: {run.champion}\nlabels: {run.labels_path / run.champion}\nreport: {page_path}")
 
 

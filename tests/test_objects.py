@@ -1,5 +1,6 @@
 import contextlib
 import io
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -57,10 +58,11 @@ def coco_by_pycocotools(images, max_detections=1000):
             sides.append(side)
         evaluator = COCOeval(*sides, "bbox")
         evaluator.params.maxDets = [1, 10, max_detections]
+        evaluator.params.iouThrs = np.array([0.1, 0.3, *np.linspace(0.5, 0.95, 10)])
         evaluator.evaluate()
         evaluator.accumulate()
-    precision = evaluator.eval["precision"][:, :, 0, 0, 2]
-    return precision[0].mean(), precision.mean()
+    precision = evaluator.eval["precision"][:, :, 0, 0, 2].mean(axis=1)
+    return (*precision[:3], precision[2:].mean())
 
 
 def voc_by_definition(images, threshold, kind):
@@ -100,20 +102,30 @@ def test_coco_precision_equals_that_of_pycocotools(images):
     if ours is None:
         assert not any(len(image.true_boxes) for image in images)
     else:
-        assert (ours.map_50, ours.map) == pytest.approx(coco_by_pycocotools(images), abs=1e-9)
+        assert astuple(ours) == pytest.approx(coco_by_pycocotools(images), abs=1e-9)
 
 
 def test_coco_precision_does_not_stop_at_a_hundred_detections():
     grid = [(20 * column, 10 * row, 18, 8) for row in range(12) for column in range(15)]
     crowded = [boxes(grid, grid, np.linspace(1, 2, len(grid)))]
     assert coco_precision(crowded).map_50 == pytest.approx(1.0)
-    assert coco_by_pycocotools(crowded, max_detections=100)[0] < 0.6
+    assert coco_by_pycocotools(crowded, max_detections=100)[2] < 0.6
 
 
 def test_coco_precision_worked_out_by_hand():
     # Hit, miss, hit of two true boxes: precision 1 up to recall 1/2 (51 of 101 points), then 2/3.
     image = boxes([(0, 0, 10, 20), (40, 0, 10, 20)], [(0, 0, 10, 20), (80, 0, 5, 9), (40, 0, 10, 20)], [9, 8, 7])
     assert coco_precision([image]).map_50 == pytest.approx((51 + 50 * 2 / 3) / 101)
+
+
+def test_a_box_drawn_wide_round_a_defect_is_found_at_low_overlaps_only():
+    # Overlaps 1/5 and 2/5 with boxes of 200 pixels, the lower scored the higher.
+    image = boxes([(0, 0, 10, 20), (40, 0, 10, 20)], [(0, 0, 10, 4), (42, 2, 8, 10)], [9, 8])
+    assert box_iou(image.boxes, image.true_boxes).diagonal() == pytest.approx([0.2, 0.4])
+    found = coco_precision([image])
+    # At 0.3 a miss, then a hit: precision 1/2 up to recall 1/2.
+    assert (found.map_10, found.map_30) == pytest.approx((1.0, 51 / 2 / 101))
+    assert (found.map_50, found.map) == (0.0, 0.0)
 
 
 def test_a_set_without_true_boxes_has_no_object_metrics():

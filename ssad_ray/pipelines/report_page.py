@@ -26,9 +26,13 @@ METRICS = {
     "pixel_f1_max": "Pixel F1 max",
     "pooled_iou": "Pooled IoU",
     "mean_iou": "Mean IoU",
+    "map_10": "mAP@10",
+    "map_30": "mAP@30",
     "map_50": "mAP@50",
+    "tianchi_score": "Tianchi score",
 }
 _CURVES = ("image_auroc", "pixel_ap", "pixel_aupro", "pooled_iou", "mean_iou")
+_NUM_HIGHLIGHTS = 3
 _MAX_LISTED = 20
 _STAGES = ("train", "online", "test", "unused")
 
@@ -125,7 +129,7 @@ def why_missing(metrics: Metrics, counts: Mapping[str, int]) -> list[str]:
             f"Pixel figures and IoU need true masks; {with_mask} of {defective} defective test images have one."
         )
     if metrics["map_50"] is None:
-        reasons.append("mAP needs true boxes or masks; no defective test image has either.")
+        reasons.append("mAP and Tianchi score need true boxes or masks; no defective test image has either.")
     return reasons
 
 
@@ -140,9 +144,9 @@ def _highlights(facts: Facts, metrics: Mapping[str, Metrics]) -> list[tuple[str,
     of_champion = metrics.get(facts["champion"], {})
     found = [
         (_figure(value), METRICS[name], "test images")
-        for name in ("image_auroc", "pixel_ap", "pooled_iou")
+        for name in ("image_auroc", "pixel_ap", "pooled_iou", "map_10", "tianchi_score")
         if (value := of_champion.get(name)) is not None
-    ]
+    ][:_NUM_HIGHLIGHTS]
     gates = facts["label_quality"]["gates"].values()
     judged = [each for gate in gates for each in (gate["champion"], gate["challenger"])]
     for figures in [each for each in judged if each["name"] == facts["champion"]][-1:]:

@@ -6,14 +6,14 @@ streamed pixel metrics, up to rounding with exact ones.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ssad_ray.core.metrics.intervals import bootstrap_mean
-from ssad_ray.core.metrics.objects import ImageBoxes, coco_precision, tianchi_score
+from ssad_ray.core.metrics.objects import CocoPrecision, ImageBoxes, coco_precision, tianchi_score
 from ssad_ray.core.metrics.pixel import Overlap, PixelAccumulator, PixelHistogram, PixelScores, overlap
 from ssad_ray.core.metrics.ranking import Ranking, rank_scores
 from ssad_ray.core.records import GOOD, DefectRegion, EvaluationReport, GroundTruth, Prediction
@@ -149,7 +149,7 @@ def evaluate(images: Iterable[JudgedImage], *, exact: bool = False) -> Evaluatio
         `pixel_f1_threshold`, the thresholds chosen with the truth in hand that reach the two F1; of the regions' masks,
         pooled_iou (all images together) and mean_iou (mean over defective images) with mean_iou_low and mean_iou_high
         (its 95 % bootstrap interval, None of a single image); of the regions' boxes, whatever their defect type,
-        map_50, map and tianchi_score.
+        map_10, map_30, map_50, map and tianchi_score.
     """
     evaluation = Evaluation(exact=exact)
     for image in images:
@@ -191,7 +191,6 @@ def _object_metrics(rows: Sequence[_Row]) -> dict[str, float | None]:
     images = [row.boxes for row in rows if row.boxes is not None]
     coco = coco_precision(images)
     return {
-        "map_50": None if coco is None else coco.map_50,
-        "map": None if coco is None else coco.map,
+        **({field.name: None for field in fields(CocoPrecision)} if coco is None else asdict(coco)),
         "tianchi_score": tianchi_score(images, class_agnostic=True),
     }

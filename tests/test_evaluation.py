@@ -68,7 +68,8 @@ def test_a_perfect_model_reaches_one_in_every_figure():
     scored = {name: value for name, value in report.metrics.items() if not name.endswith("threshold")}
     assert scored == pytest.approx(dict.fromkeys(scored, 1.0))
     pairs = {"images": 3, "pixel_images": 3, "object_images": 3}
-    assert report.counts == pairs | {"defective_images": 2, "good_images": 1, "regions": 2, "true_regions": 2}
+    pairs |= {"regions": 2, "regions_outside": 0, "true_regions": 2, "true_regions_found": 2}
+    assert report.counts == pairs | {"defective_images": 2, "good_images": 1}
 
 
 def test_pooled_iou_counts_false_pixels_of_good_images_and_mean_iou_does_not():

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -5,7 +6,8 @@ import numpy as np
 
 from ssad_ray.core.images import encode_png
 from ssad_ray.core.masks import encode_mask, mask_box
-from ssad_ray.core.records import DefectRegion, Provenance, Verdict
+from ssad_ray.core.metrics.objects import BoxHits
+from ssad_ray.core.records import DefectRegion, Provenance, TrueBox, Verdict
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.pipelines.label_quality import LabelQuality, compare_with_truth
 
@@ -51,11 +53,26 @@ def test_hits_misses_false_alarms_and_overlap_are_counted(tmp_path: Path) -> Non
     verdicts = {each.sample_id: verdict(each.sample_id, found.get(each.sample_id)) for each in rows}
     verdicts["unread"] = Verdict("unread", "unread", 0, 0, None, None, None, error="cut off")
     quality = compare_with_truth(rows, verdicts, ANY_SIZE)
-    assert quality == LabelQuality(4, 2, 2, 1, pooled_iou=50 / (150 + 40 + 10))
+    assert quality == LabelQuality(4, 2, 2, 1, pooled_iou=50 / (150 + 40 + 10), boxes=None)
 
 
 def test_where_nothing_is_known_nothing_is_claimed() -> None:
     rows = [row("a", None)]
     assert compare_with_truth(rows, {"a": verdict("a", None)}, ANY_SIZE) is None
     quality = compare_with_truth([row("b", "dent")], {"b": verdict("b", mask(slice(0, 9)))}, ANY_SIZE)
-    assert quality == LabelQuality(1, 1, 0, 0, pooled_iou=None)
+    assert quality == LabelQuality(1, 1, 0, 0, pooled_iou=None, boxes=None)
+
+
+def test_boxes_are_counted_that_a_region_is_in_and_regions_that_are_in_none() -> None:
+    boxes = (TrueBox((0.0, 4.0, 12.0, 16.0), "dent"), TrueBox((20.0, 0.0, 30.0, 5.0), "stain"))
+    rows = [
+        replace(row("hit", "mixed"), boxes=boxes),
+        replace(row("beside", "stain"), boxes=boxes[1:]),
+        row("false alarm", "good"),
+        row("no box", "dent"),
+    ]
+    found = {"hit": mask(slice(1, 9)), "beside": mask(slice(0, 9)), "false alarm": mask(slice(0, 1))}
+    verdicts = {each.sample_id: verdict(each.sample_id, found.get(each.sample_id)) for each in rows}
+    quality = compare_with_truth(rows, verdicts, ANY_SIZE)
+    assert quality.boxes == BoxHits(num_true=3, num_found=1, num_regions=3, num_outside=2)
+    assert quality.pooled_iou is None

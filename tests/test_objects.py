@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ssad_ray.core.metrics.objects import ImageBoxes, box_iou, coco_precision, tianchi_score
+from ssad_ray.core.metrics.objects import BoxHits, ImageBoxes, box_hits, box_iou, coco_precision, tianchi_score
 from ssad_ray.errors import DataError
 
 few_examples = settings(max_examples=60)
@@ -126,6 +126,17 @@ def test_a_box_drawn_wide_round_a_defect_is_found_at_low_overlaps_only():
     # At 0.3 a miss, then a hit: precision 1/2 up to recall 1/2.
     assert (found.map_10, found.map_30) == pytest.approx((1.0, 51 / 2 / 101))
     assert (found.map_50, found.map) == (0.0, 0.0)
+
+
+def test_a_box_is_found_by_a_region_in_it_or_over_it():
+    true = [(0, 0, 20, 30), (50, 0, 10, 10), (80, 0, 10, 10), (90, 50, 10, 10)]
+    speck, over, touching, huge = (2, 2, 3, 3), (48, 0, 40, 20), (80, 9, 12, 9), (0, 0, 120, 90)
+    # The middle of the one over two boxes lies in neither; they overlap by 100 of 800 and 80 of 820 pixels.
+    assert box_hits(boxes(true, [speck], [1])) == BoxHits(4, 1, 1, 0)
+    assert box_hits(boxes(true, [over], [1])) == BoxHits(4, 1, 1, 0)
+    assert box_hits(boxes(true, [touching, huge], [1, 2])) == BoxHits(4, 0, 2, 2)
+    both = [boxes(true, [speck, speck, over], [1, 2, 3]), boxes([], [huge], [1]), boxes(true, [], [])]
+    assert sum(map(box_hits, both), BoxHits()) == BoxHits(8, 2, 4, 1)
 
 
 def test_a_set_without_true_boxes_has_no_object_metrics():

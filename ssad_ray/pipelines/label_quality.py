@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssad_ray.core.metrics.objects import BoxHits, box_hits, image_boxes
 from ssad_ray.core.metrics.pixel import Overlap, overlap
 from ssad_ray.core.records import GOOD, Verdict
 from ssad_ray.core.regions import label_mask
@@ -22,6 +23,7 @@ class LabelQuality:
         num_good: Labelled images that are good.
         num_false_alarms: Those of them that were judged anomalous.
         pooled_iou: Of the regions with the true masks, all good and masked images together; None without a mask.
+        boxes: What the regions find of the true boxes, all good and boxed images together; None without a box.
     """
 
     num_defective: int
@@ -29,6 +31,7 @@ class LabelQuality:
     num_good: int
     num_false_alarms: int
     pooled_iou: float | None
+    boxes: BoxHits | None
 
 
 def compare_with_truth(
@@ -47,17 +50,20 @@ def compare_with_truth(
         return None
     good = [verdict for row, verdict in judged if row.defect_type == GOOD]
     defective = [verdict for row, verdict in judged if row.defect_type != GOOD]
-    total, has_mask = Overlap(), False
+    total, has_mask, hits = Overlap(), False, BoxHits()
     for row, verdict in judged:
         found = label_mask(verdict.regions, verdict.height, verdict.width)
         if row.defect_type == GOOD:
             total += overlap(found, np.zeros_like(found))
         elif (true := true_mask(row, verdict.height, verdict.width, max_image_bytes)) is not None:
             total, has_mask = total + overlap(found, true), True
+        if row.boxes or row.defect_type == GOOD:
+            hits += box_hits(image_boxes(row.boxes, verdict.regions))
     return LabelQuality(
         num_defective=len(defective),
         num_found=sum(bool(verdict.is_anomalous) for verdict in defective),
         num_good=len(good),
         num_false_alarms=sum(bool(verdict.is_anomalous) for verdict in good),
         pooled_iou=total.iou if has_mask else None,
+        boxes=hits if hits.num_true else None,
     )

@@ -87,6 +87,7 @@ def render(
     detector, segmenter = rounds[0]["labels"], rounds[-1]["segmenter"]
     points = [("detector", facts["detector"]), *((f"round {each['round']}", each["metrics"]) for each in rounds)]
     images = facts["counts"]["images"]
+    truths = [each["truth"] for each in facts["label_quality"]["versions"].values()]
     return environment.get_template("report.html.jinja").render(
         facts=facts,
         models=models,
@@ -106,7 +107,8 @@ def render(
         num_shown=len(illustrations),
         least_normal=least_normal,
         has_truth=any(each.row.defect_type is not None for each in illustrations),
-        labels_have_truth=any(each["truth"] for each in facts["label_quality"]["versions"].values()),
+        labels_have_truth=any(truths),
+        labels_have_boxes=any(truth["boxes"] for truth in truths if truth),
         colour_bar=encode_png(colour_levels(np.linspace(0.0, 1.0, 256)[np.newaxis])),
         max_listed=_MAX_LISTED,
     )

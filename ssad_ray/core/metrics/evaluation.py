@@ -6,14 +6,21 @@ streamed pixel metrics, up to rounding with exact ones.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ssad_ray.core.metrics.intervals import bootstrap_mean
-from ssad_ray.core.metrics.objects import CocoPrecision, ImageBoxes, coco_precision, tianchi_score
+from ssad_ray.core.metrics.objects import (
+    CocoPrecision,
+    ImageBoxes,
+    box_hits,
+    coco_precision,
+    image_boxes,
+    tianchi_score,
+)
 from ssad_ray.core.metrics.pixel import Overlap, PixelAccumulator, PixelHistogram, PixelScores, overlap
 from ssad_ray.core.metrics.ranking import Ranking, rank_scores
 from ssad_ray.core.records import GOOD, DefectRegion, EvaluationReport, GroundTruth, Prediction
@@ -77,7 +84,7 @@ class Evaluation:
         """Take in everything that `other` has seen."""
         self._pixels.merge(other._pixels)
         self._rows += other._rows
-        self._counts += other._counts
+        self._counts.update(other._counts)
 
     def report(self) -> EvaluationReport:
         """Return all figures of the images so far."""
@@ -117,18 +124,19 @@ class Evaluation:
     def _boxes(self, image: JudgedImage, mask: NDArray[np.bool_] | None) -> ImageBoxes | None:
         if image.regions is None:
             return None
-        if image.truth.boxes:
-            true_boxes = np.array([true.box for true in image.truth.boxes], np.float64)
-        elif mask is not None:
-            true_boxes = component_boxes(mask)
-        else:
-            self._counts["defective_without_boxes"] += 1
-            return None
+        boxes = image_boxes(image.truth.boxes, image.regions)
+        if not image.truth.boxes:
+            if mask is None:
+                self._counts["defective_without_boxes"] += 1
+                return None
+            boxes = replace(boxes, true_boxes=component_boxes(mask))
+        hits = box_hits(boxes)
         self._counts["object_images"] += 1
-        self._counts["regions"] += len(image.regions)
-        self._counts["true_regions"] += len(true_boxes)
-        boxes = np.array([region.box for region in image.regions], np.float64).reshape(-1, 4)
-        return ImageBoxes(true_boxes, boxes, np.array([region.score for region in image.regions], np.float64))
+        self._counts["regions"] += hits.num_regions
+        self._counts["regions_outside"] += hits.num_outside
+        self._counts["true_regions"] += hits.num_true
+        self._counts["true_regions_found"] += hits.num_found
+        return boxes
 
     def _pixel_metrics(self) -> dict[str, float | None]:
         pixel = self._pixels.result()

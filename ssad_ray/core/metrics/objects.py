@@ -5,17 +5,21 @@ height; `(x0, y0, x1 + 1, y1 + 1)` is the same box here and has the same overlap
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssad_ray.core.records import DefectRegion, TrueBox
 from ssad_ray.errors import DataError
 
 LOOSE_THRESHOLDS = np.array([0.1, 0.3])
 COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 TIANCHI_THRESHOLDS = np.array([0.1, 0.3, 0.5])
+LEAST_IOU = 0.1
+"""Overlap from which on a region and a true box are about the same defect, wherever their middles are."""
+
 _RECALL_GRID = np.linspace(0.0, 1.0, 101)
 
 
@@ -46,6 +50,47 @@ class CocoPrecision:
     map_30: float
     map_50: float
     map: float
+
+
+@dataclass(frozen=True, slots=True)
+class BoxHits:
+    """What regions find, without regard to how well they fit; those of several images add up.
+
+    Attributes:
+        num_true: True boxes.
+        num_found: Those that some region is in: the middle of its box lies in the true one, or the two overlap by an
+            IoU of at least `LEAST_IOU`.
+        num_regions: Regions.
+        num_outside: Those that are in no true box.
+    """
+
+    num_true: int = 0
+    num_found: int = 0
+    num_regions: int = 0
+    num_outside: int = 0
+
+    def __add__(self, other: "BoxHits") -> "BoxHits":
+        return BoxHits(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+def box_hits(image: ImageBoxes) -> BoxHits:
+    """Count what the detections of an image find."""
+    middles = (image.boxes[:, :2] + image.boxes[:, 2:]) / 2
+    low, high = image.true_boxes[:, :2], image.true_boxes[:, 2:]
+    is_inside_DG = ((low <= middles[:, None]) & (middles[:, None] <= high)).all(axis=2)
+    is_in_DG = is_inside_DG | (box_iou(image.boxes, image.true_boxes) >= LEAST_IOU)
+    num_regions, num_true = is_in_DG.shape
+    num_found, num_hitting = (int(is_in_DG.any(axis=axis).sum()) for axis in (0, 1))
+    return BoxHits(num_true, num_found, num_regions, num_regions - num_hitting)
+
+
+def image_boxes(true_boxes: Sequence[TrueBox], regions: Sequence[DefectRegion]) -> ImageBoxes:
+    """Return true boxes and regions as arrays, without their types."""
+    return ImageBoxes(
+        np.array([true.box for true in true_boxes], np.float64).reshape(-1, 4),
+        np.array([region.box for region in regions], np.float64).reshape(-1, 4),
+        np.array([region.score for region in regions], np.float64),
+    )
 
 
 def coco_precision(images: Sequence[ImageBoxes]) -> CocoPrecision | None:

@@ -82,8 +82,8 @@ def test_a_good_image_is_calibrated_with_the_member_of_its_fold(monkeypatch):
     for name, fold in folds.items():
         row = scorer(Sample(name, name, "part", name), data)
         assert row["score"] == fold
-        assert set(np.frombuffer(row["maps"], np.float32)) == set(np.frombuffer(row["planted_values"], np.float32))
-        assert set(np.frombuffer(row["maps"], np.float32)) == {fold}
+        assert set(np.frombuffer(row["map"], np.float32)) == set(np.frombuffer(row["planted_values"], np.float32))
+        assert set(np.frombuffer(row["map"], np.float32)) == {fold}
 
 
 def test_good_images_that_vanished_are_no_obstacle_unless_all_did(run):

@@ -20,7 +20,8 @@ SMALL = (
     *("segmenter.unet.width=8", "segmenter.unet.training.steps=6", "segmenter.unet.training.batch_size=8"),
     *("input.size_px=64", "input.frames_per_image=4"),
     *("detector.gan_inversion.width=8", "detector.gan_inversion.crop_px=32"),
-    *("detector.gan_inversion.training.steps=120", "detector.gan_inversion.training.batch_size=8"),
+    *("detector.gan_inversion.training.steps=100", "detector.gan_inversion.training.batch_size=8"),
+    "detector.gan_inversion.training.learning_rate=3e-3",
 )
 
 
@@ -96,12 +97,12 @@ def test_cloth_is_labelled_by_its_templates(tmp_path):
 
 @pytest.mark.ray
 def test_tiles_without_templates_are_labelled_by_gan_inversion(tmp_path):
-    run = loop(write_tiles(tmp_path / "data", 12, 6), tmp_path / "run")
+    run = loop(write_tiles(tmp_path / "data", 12, 6, belt=0.0), tmp_path / "run")
     assert run.detector == "gan_inversion"
-    check_report(run, "gan_inversion-1")
+    found = check_report(run, "gan_inversion-1")
     verdicts = labels_of(run, "gan_inversion-1")
-    # A chipped edge looks much like an edge, to a network trained for seconds.
-    bright = {"white dot", "light block", "aperture"}
-    rows = [row for row in run.rows("online") if bright & {box.defect_type for box in row.boxes}]
+    rows = [row for row in run.rows("online") if row.boxes]
     located = [is_located(verdicts[row.sample_id], [box.box for box in row.boxes]) for row in rows]
     assert sum(located) > 0.7 * len(located) > 3, located
+    assert found["map_10"] > 0.3
+    assert found["boxes"]["num_found"] > 0.5 * found["boxes"]["num_true"]

@@ -21,6 +21,9 @@ FABRIC_PARTS = ("guangdong1_round2_train_part1_20190924", "guangdong1_round2_tra
 TILE_FOLDER = "tile_round1_train_20201231"
 MARGIN_PX = 2
 VISIBLE = 10
+BELT = 14
+EDGE_BLUR_PX = 1.5
+GRAIN_PX = 256
 JPEG_QUALITY = 92
 
 
@@ -45,8 +48,8 @@ TILE_KINDS = {
     1: Kind("edge", (12, 12, 12), 1.0),
     2: Kind("corner", (12, 12, 12), 1.0),
     3: Kind("specks", (252, 252, 252), 1.0),
-    4: Kind("blob", (236, 236, 236), 0.8),
-    5: Kind("blob", (40, 40, 40)),
+    4: Kind("blob", (250, 250, 250), 0.8),
+    5: Kind("blob", (50, 50, 50)),
     6: Kind("ring", (245, 245, 245)),
 }
 
@@ -92,11 +95,13 @@ def write_tiles(
     width: int = 192,
     size_px: tuple[int, int] = (12, 20),
     cameras: Sequence[int] = (1, 2, 3),
+    belt: float = 0.06,
     seed: int = 0,
 ) -> Path:
     """Write round 1: some photographs of each tile, grey by cameras 1 and 2, coloured and smaller by camera 3.
 
-    A good tile has no record. The contest's own first round has no such picture: whoever uses it has to add good ones.
+    Round each tile some of the dark belt is seen, `belt` of the shorter side. A good tile has no record; in the
+    contest's own first round every picture to train on has one.
     """
     records = []
     for index in range(num_good + num_defective):
@@ -104,11 +109,11 @@ def write_tiles(
         for camera in cameras:
             shape = (height, width) if camera < 3 else (round(height * 7 / 12), width // 2)
             rng = generator(seed, "tile", index, camera)
-            image, corners = _tile(*shape, rng, is_grey=camera < 3)
+            image, corners = _tile(*shape, rng, belt, is_grey=camera < 3)
             places = generator(seed, "defects", index)
             name = f"{tile}_CAM{camera}.jpg"
             for number in range(2 if index >= num_good else 0):
-                category = 1 + (2 * (index - num_good) + number) % len(TILE_KINDS)
+                category = 1 + (index - num_good + 3 * number) % len(TILE_KINDS)
                 y, x = _on_tile(TILE_KINDS[category].shape, corners, places)
                 box = _plant(image, TILE_KINDS[category], y, x, size_px, rng)
                 size = {"image_height": shape[0], "image_width": shape[1]}
@@ -143,22 +148,21 @@ def _photographed(cloth: np.ndarray, height: int, width: int, rng: np.random.Gen
     return np.clip(np.rint(taken), 0, 255).astype(np.uint8)
 
 
-def _tile(height: int, width: int, rng: np.random.Generator, *, is_grey: bool) -> tuple[np.ndarray, np.ndarray]:
+def _tile(
+    height: int, width: int, rng: np.random.Generator, belt: float, *, is_grey: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """A mottled tile on a dark belt, and its corners (4, 2) as (x, y), clockwise."""
-    mottle = cv2.resize(rng.normal(0, 6, (6, 8)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
-    side = 256
-    grain = np.tile(rng.normal(0, 2.5, (side, side)).astype(np.float32), (height // side + 1, width // side + 1))
-    level = (rng.uniform(155, 170) + mottle + grain[:height, :width]).clip(0, 255).astype(np.uint8)
-    inset, turn = 0.06 * min(height, width), rng.normal(0, 0.01) * min(height, width) / 4
-    corners = np.array(
-        [[inset, inset], [width - inset, inset], [width - inset, height - inset], [inset, height - inset]]
-    )
-    corners += np.array([[turn, 0], [0, turn], [-turn, 0], [0, -turn]])
-    shape = np.zeros((height, width), np.uint8)
-    cv2.fillConvexPoly(shape, np.rint(corners).astype(np.int32), 1, cv2.LINE_8)
-    level = np.where(shape > 0, level, np.uint8(12))
-    tint = (0, 0, 0) if is_grey else (6, 0, -12)
-    return np.stack([np.where(level > 12, level + np.int8(by), level).astype(np.uint8) for by in tint], axis=2), corners
+    inset = belt * min(height, width)
+    turn = rng.normal(0, 0.04) * inset
+    right, bottom = width - inset, height - inset
+    corners = np.array([(inset + turn, inset), (right, inset + turn), (right - turn, bottom), (inset, bottom - turn)])
+    level = cv2.resize(rng.normal(160, 6, (6, 8)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    is_tile = cv2.fillConvexPoly(np.zeros((height, width), np.uint8), np.rint(corners).astype(np.int32), 1)
+    level = cv2.GaussianBlur(np.where(is_tile, level, np.float32(BELT)), (0, 0), EDGE_BLUR_PX)
+    grain = rng.normal(0, 2.5, (GRAIN_PX, GRAIN_PX)).astype(np.float32)
+    level += np.tile(grain, (height // GRAIN_PX + 1, width // GRAIN_PX + 1))[:height, :width]
+    channels = [np.clip(level * tint, 0, 255).astype(np.uint8) for tint in ((1, 1, 1) if is_grey else (1.04, 1, 0.93))]
+    return np.stack(channels, axis=2), corners
 
 
 def _somewhere(height: int, width: int, rng: np.random.Generator) -> tuple[float, float]:
@@ -193,7 +197,7 @@ def _plant(
             cv2.circle(alpha, (round(middle + dx), round(middle + dy)), max(2, size // 4), 255, -1, cv2.LINE_AA)
     else:
         axes = (max(2, size // 2), max(2, round(size * rng.uniform(0.3, 0.5))))
-        thickness = max(2, size // 8) if kind.shape == "ring" else -1
+        thickness = max(2, size // 5) if kind.shape == "ring" else -1
         cv2.ellipse(alpha, (middle, middle), axes, angle, 0, 360, 255, thickness, cv2.LINE_AA)
     top, left = round(y) - middle, round(x) - middle
     y0, x0 = max(0, top), max(0, left)

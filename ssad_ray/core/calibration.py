@@ -206,8 +206,9 @@ class _Tail:
 
 
 def _moments(anomaly_map: NDArray[np.float32]) -> tuple[float, float]:
-    values = anomaly_map.astype(np.float64)
-    return float(values.mean()), float((values * values).mean())
+    # einsum adds up in double precision without a copy of the map in it.
+    squares = np.einsum("hw,hw->", anomaly_map, anomaly_map, dtype=np.float64)
+    return float(anomaly_map.mean(dtype=np.float64)), float(squares) / anomaly_map.size
 
 
 def _min_area_px(areas: Sequence[int], num_images: int) -> int:

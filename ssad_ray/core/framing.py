@@ -4,7 +4,7 @@
 `tile` shows overlapping tiles at one scale: right for textures, free poses and images too large to see at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,9 @@ from ssad_ray.core.images import resize
 
 ALIGNED_CORRELATION = 0.75
 """Mean correlation of thumbnails with their median above which parts count as aligned."""
+
+MOST_SHRUNK = 16
+"""By how much a side may shrink at most, or frames no longer show an image whole unless that is asked for."""
 
 _STRIDE = 16  # every network halves its frame four times
 _THUMBNAIL_PX = 48
@@ -41,21 +44,41 @@ class FramePlan:
     overlap: float = 0.0
 
 
-def make_plan(images: Sequence[NDArray[np.uint8]], config: InputConfig) -> FramePlan:
-    """Choose a plan from a few good images (each (H, W, 3) uint8): self-configuration, recorded as data."""
-    if config.mode == "resize" or (config.mode == "auto" and is_aligned(images)):
-        aspect = float(np.median([image.shape[0] / image.shape[1] for image in images]))
-        height = to_stride(config.size_px * aspect**0.5)
-        return FramePlan("resize", height, to_stride(config.size_px / aspect**0.5))
+def make_plan(images: Iterable[NDArray[np.uint8]], config: InputConfig) -> FramePlan:
+    """Choose a plan from a few good images (each (H, W, 3) uint8): self-configuration, recorded as data.
+
+    The images are read once, one after the other. Where a side would shrink more than `MOST_SHRUNK` times `auto` tiles,
+    aligned or not: little would be left of a small defect.
+    """
+    shapes, thumbnails = _looked_at(images)
+    aspect = float(np.median([height / width for height, width in shapes]))
+    sides = to_stride(config.size_px * aspect**0.5), to_stride(config.size_px / aspect**0.5)
+    shrinks = max(length / side for shape in shapes for length, side in zip(shape, sides, strict=True))
+    is_seen_whole = shrinks <= MOST_SHRUNK and _show_one_place(shapes, thumbnails)
+    if config.mode == "resize" or (config.mode == "auto" and is_seen_whole):
+        return FramePlan("resize", *sides)
     side = to_stride(config.size_px)
     return FramePlan("tile", side, side, config.scale, config.overlap)
 
 
-def is_aligned(images: Sequence[NDArray[np.uint8]]) -> bool:
+def is_aligned(images: Iterable[NDArray[np.uint8]]) -> bool:
     """Whether images show one part at one place: equal sizes and thumbnails that correlate with their median."""
-    if len({image.shape for image in images}) != 1:
+    return _show_one_place(*_looked_at(images))
+
+
+def _looked_at(images: Iterable[NDArray[np.uint8]]) -> tuple[list[tuple[int, int]], list[NDArray[np.float32]]]:
+    """Return height and width, and a thumbnail, of each image, holding one image at a time."""
+    shapes, thumbnails = [], []
+    for image in images:
+        shapes.append((image.shape[0], image.shape[1]))
+        thumbnails.append(_thumbnail(image))
+    return shapes, thumbnails
+
+
+def _show_one_place(shapes: Sequence[tuple[int, int]], thumbnail_list: Sequence[NDArray[np.float32]]) -> bool:
+    if len(set(shapes)) != 1:
         return False
-    thumbnails = np.stack([_thumbnail(image) for image in images])
+    thumbnails = np.stack(thumbnail_list)
     reference = np.median(thumbnails, axis=0)
     spread = reference.std() * thumbnails.std(axis=(1, 2))
     centred = thumbnails - thumbnails.mean(axis=(1, 2), keepdims=True)
@@ -63,30 +86,71 @@ def is_aligned(images: Sequence[NDArray[np.uint8]]) -> bool:
     return bool(np.mean(covariance / np.maximum(spread, 1e-6)) > ALIGNED_CORRELATION)
 
 
+class Frames:
+    """The frames that cover an image: views of it, cut when they are asked for, so that tiles take no memory.
+
+    Attributes:
+        height: Of the image, pixels.
+        width: Of the image, pixels.
+    """
+
+    def __init__(self, image: NDArray[np.uint8], plan: FramePlan) -> None:
+        """Take in an image (H, W, C)."""
+        self._plan = plan
+        self.height, self.width = image.shape[:2]
+        if plan.mode == "resize":
+            self._image, self._corners = resize(image, plan.height, plan.width), [(0, 0)]
+        else:
+            self._image = _pad(_scaled(image, plan.scale), plan)
+            tops, lefts = _corners(self._image.shape, plan)
+            self._corners = [(y, x) for y in tops for x in lefts]
+
+    def __len__(self) -> int:
+        return len(self._corners)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        """Return a frame, (h, w, C) uint8."""
+        y, x = self._corners[index]
+        return self._image[y : y + self._plan.height, x : x + self._plan.width]
+
+    def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
+        """Yield all frames, at most so many at a time: (B, h, w, C)."""
+        for at in range(0, len(self), size):
+            yield np.stack([self[index] for index in range(at, min(at + size, len(self)))])
+
+
 def to_frames(image: NDArray[np.uint8], plan: FramePlan) -> NDArray[np.uint8]:
-    """Return the frames (B, h, w, 3) uint8 that cover an image (H, W, 3)."""
-    if plan.mode == "resize":
-        return resize(image, plan.height, plan.width)[np.newaxis]
-    scaled = _pad(_scaled(image, plan.scale), plan)
-    tops, lefts = _corners(scaled.shape, plan)
-    return np.stack([scaled[y : y + plan.height, x : x + plan.width] for y in tops for x in lefts])
+    """Return the frames (B, h, w, 3) uint8 that cover an image (H, W, 3), all at once."""
+    frames = Frames(image, plan)
+    return next(frames.batches(len(frames)))
 
 
-def to_map(maps_BHW: NDArray[np.float32], plan: FramePlan, height: int, width: int) -> NDArray[np.float32]:
+def to_map(maps: Iterable[NDArray[np.float32]], plan: FramePlan, height: int, width: int) -> NDArray[np.float32]:
     """Join the maps of an image's frames into one (height, width) float32 map; overlaps are blended, without seams."""
+    return resize(joined(maps, plan, height, width), height, width)
+
+
+def joined_shape(plan: FramePlan, height: int, width: int) -> tuple[int, int]:
+    """Return height and width of what `joined` returns for an image of this size."""
+    return (plan.height, plan.width) if plan.mode == "resize" else _scaled_shape((height, width), plan.scale)
+
+
+def joined(maps: Iterable[NDArray[np.float32]], plan: FramePlan, height: int, width: int) -> NDArray[np.float32]:
+    """Join the maps (each (h, w)) of the frames of a (height, width) image at the scale of the frames; read once."""
     if plan.mode == "resize":
-        return resize(maps_BHW[0], height, width)
-    scaled_height, scaled_width = _scaled_shape((height, width), plan.scale)
+        (whole,) = maps
+        return whole
+    scaled_height, scaled_width = joined_shape(plan, height, width)
     padded_shape = max(scaled_height, plan.height), max(scaled_width, plan.width)
     tops, lefts = _corners(padded_shape, plan)
     window = _window(plan)
     total = np.zeros(padded_shape, np.float32)
     weight = np.zeros(padded_shape, np.float32)
-    for anomaly_map, (y, x) in zip(maps_BHW, ((y, x) for y in tops for x in lefts), strict=True):
+    for anomaly_map, (y, x) in zip(maps, ((y, x) for y in tops for x in lefts), strict=True):
         total[y : y + plan.height, x : x + plan.width] += anomaly_map * window
         weight[y : y + plan.height, x : x + plan.width] += window
     total /= weight
-    return resize(total[:scaled_height, :scaled_width], height, width)
+    return total[:scaled_height, :scaled_width]
 
 
 def random_frame(

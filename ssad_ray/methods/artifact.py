@@ -10,7 +10,7 @@ parts an image's score is how far its map rises above the normal profile; else i
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ssad_ray.config import DataConfig, RunConfig, dump_config, validate_config
-from ssad_ray.core.framing import FramePlan, to_frames, to_map
+from ssad_ray.core.framing import FramePlan, Frames, joined, to_map
+from ssad_ray.core.images import resize
 from ssad_ray.core.profile import NormalProfile
 from ssad_ray.core.records import Calibration, Sample
 from ssad_ray.errors import ArtifactError, ConfigError
@@ -77,8 +78,22 @@ class Artifact:
         Returns:
             The raw anomaly score and the anomaly map (H, W) float32 in the image's own frame.
         """
-        scores, maps = self.score_frames(to_frames(image, self.plan), fold)
-        return float(scores.max()), to_map(maps, self.plan, *image.shape[:2])
+        frames = Frames(image, self.plan)
+        score, joined_map = self.score_joined(frames, fold)
+        return score, resize(joined_map, frames.height, frames.width)
+
+    def score_joined(self, frames: Frames, fold: int | None = None) -> tuple[float, NDArray[np.float32]]:
+        """Score an image by its frames, a few at a time; its map stays at the frames' scale (`joined_shape`)."""
+        scores: list[NDArray[np.float32]] = []
+
+        def maps() -> Iterator[NDArray[np.float32]]:
+            for batch in frames.batches(_FRAMES_PER_BATCH):
+                batch_scores, batch_maps = self.score_frames(batch, fold)
+                scores.append(batch_scores)
+                yield from batch_maps
+
+        joined_map = joined(maps(), self.plan, frames.height, frames.width)
+        return float(np.concatenate(scores).max()), joined_map
 
     def score_frames(
         self, frames_BHWC: NDArray[np.uint8], fold: int | None = None

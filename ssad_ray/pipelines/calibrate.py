@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ssad_ray.config import RunConfig
 from ssad_ray.core.calibration import calibrate, reaching_outlines
-from ssad_ray.core.framing import to_frames, to_map
-from ssad_ray.core.images import decode
+from ssad_ray.core.framing import Frames, joined_shape
+from ssad_ray.core.images import decode, resize
 from ssad_ray.core.profile import HeldOutProfiles
 from ssad_ray.core.records import Sample
 from ssad_ray.core.rng import generator
@@ -34,7 +34,7 @@ _SCHEMA = pa.schema(
         ("score", pa.float64()),
         ("height", pa.int64()),
         ("width", pa.int64()),
-        ("maps", pa.binary()),
+        ("map", pa.binary()),
         ("planted_values", pa.binary()),
         ("is_planted", pa.binary()),
     ]
@@ -49,19 +49,19 @@ def calibrated(draft_path: Path, rows: Sequence[ManifestRow], config: RunConfig,
     artifact = load_artifact(draft_path)
     folds = assign_folds(rows, config.calibration.folds, config.seed)
     worker = partial(HeldOutScorer, draft_path, folds, _plants(rows, config.calibration.num_planted), config)
-    plan, shape = artifact.plan, (-1, artifact.plan.height, artifact.plan.width)
+    plan = artifact.plan
     results: Iterable[Row] = (
-        row | {"maps": np.frombuffer(row["maps"], np.float32).reshape(shape)}
+        row | {"map": np.frombuffer(row["map"], np.float32).reshape(joined_shape(plan, row["height"], row["width"]))}
         for row in stream(rows, worker, _SCHEMA, config, progress)
         if row["error"] is None
     )
     if plan.mode == "resize" and (results := list(results)):
         group_of = {row.sample_id: row.group for row in rows}
         groups = [group_of[row["sample_id"]] for row in results]
-        profiles = HeldOutProfiles(np.concatenate([row["maps"] for row in results]), groups)
+        profiles = HeldOutProfiles(np.stack([row["map"] for row in results]), groups)
         artifact = replace(artifact, profile=profiles.of_all())
         for row, group in zip(results, groups, strict=True):
-            row["score"] = float(profiles.without(group).excess(row["maps"]).max())
+            row["score"] = float(profiles.without(group).excess(row["map"]).max())
     scores: list[tuple[float, str]] = []
     planted: list[tuple[bytes, bytes]] = []
 
@@ -69,7 +69,7 @@ def calibrated(draft_path: Path, rows: Sequence[ManifestRow], config: RunConfig,
         for row in results:
             scores.append((row["score"], row["sample_id"]))
             planted.append((row["planted_values"], row["is_planted"]))
-            yield row["score"], to_map(row["maps"], plan, row["height"], row["width"])
+            yield row["score"], resize(row["map"], row["height"], row["width"])
 
     options = config.calibration
     rates = options.false_alarm_level, options.pixel_fpr_high, options.pixel_fpr_low
@@ -90,11 +90,11 @@ class HeldOutScorer:
         self.folds, self.num_plants = folds, num_plants
 
     def __call__(self, sample: Sample, data: bytes) -> Row:
-        """Return the score and the maps of one image's frames, and how the maps see defects planted on them."""
+        """Return score and map of one image, the map at its frames' scale, and how maps see defects planted on them."""
         image = decode(data, self.config.data.max_image_px)
         shown = self.artifact.shown(image, sample, self.config.data)
-        frames, fold = to_frames(shown, self.artifact.plan), self.folds[sample.sample_id]
-        scores, maps = self.artifact.score_frames(frames, fold)
+        frames, fold = Frames(shown, self.artifact.plan), self.folds[sample.sample_id]
+        score, joined_map = self.artifact.score_joined(frames, fold)
         values, is_planted = [], []
         for index in range(self.num_plants[sample.sample_id]):
             rng = generator(self.config.seed, "outline", sample.sample_id, index)
@@ -106,10 +106,10 @@ class HeldOutScorer:
             values.append(np.ascontiguousarray(anomaly_map[::step, ::step]).tobytes())
             is_planted.append(np.ascontiguousarray(body(change)[::step, ::step]).tobytes())
         return {
-            "score": float(scores.max()),
+            "score": score,
             "height": image.shape[0],
             "width": image.shape[1],
-            "maps": maps.tobytes(),
+            "map": joined_map.tobytes(),
             "planted_values": b"".join(values),
             "is_planted": b"".join(is_planted),
         }

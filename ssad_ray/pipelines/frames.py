@@ -1,9 +1,10 @@
 """Training frames from images: read, decoded, labelled and cut inside the workers; only small frames travel."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,17 @@ MakeTargets = Callable[[], Targets]
 
 def plan_frames(rows: Sequence[ManifestRow], config: RunConfig) -> FramePlan:
     """Choose how images become frames, from the first few good images that can be read."""
-    limits, images = config.data, []
-    for row in rows[:_PLAN_IMAGES]:
-        with suppress(DataError):  # the row of whoever reads all of them will say so
-            images.append(decode(read_bytes(row.uri, limits.max_image_bytes), limits.max_image_px))
-    if not images:
+    images = _readable(rows[:_PLAN_IMAGES], config.data)
+    first = next(images, None)
+    if first is None:
         raise DataError("there is no readable good image to learn from; put good images into the train stage")
-    return make_plan(images, config.input)
+    return make_plan(chain([first], images), config.input)
+
+
+def _readable(rows: Iterable[ManifestRow], limits: DataConfig) -> Iterator[NDArray[np.uint8]]:
+    for row in rows:
+        with suppress(DataError):  # the row of whoever reads all of them will say so
+            yield decode(read_bytes(row.uri, limits.max_image_bytes), limits.max_image_px)
 
 
 class AutomaticTargets:

@@ -17,7 +17,7 @@ from scipy import stats
 
 from ssad_ray.config import RunConfig
 from ssad_ray.core.calibration import conformal_threshold
-from ssad_ray.core.framing import FramePlan, to_frames
+from ssad_ray.core.framing import FramePlan, Frames
 from ssad_ray.core.images import decode
 from ssad_ray.core.metrics.intervals import binomial_interval
 from ssad_ray.core.metrics.ranking import rank_scores
@@ -172,23 +172,21 @@ class PlantedJudge:
         """Return the clean score, score and precision of every plant, and, where frames have places, the maps."""
         image = decode(data, self.config.data.max_image_px)
         fold = self.folds[sample.sample_id]
-        frames = to_frames(self.artifact.shown(image, sample, self.config.data), self.artifact.plan)
-        clean_scores, clean_maps = self.artifact.score_frames(frames, fold)
+        frames = Frames(self.artifact.shown(image, sample, self.config.data), self.artifact.plan)
+        clean_score, clean_map = self.artifact.score_joined(frames, fold)
         plants = [self._plant(frames, sample.sample_id, index) for index in range(self.num_plants)]
         scores, maps = self.artifact.score_frames(np.stack([frame for frame, _ in plants]), fold)
         rankings = [rank_scores(m.ravel(), mask.ravel()) for m, (_, mask) in zip(maps, plants, strict=True)]
         has_places = self.artifact.plan.mode == "resize"
         return {
-            "score": float(clean_scores.max()),
-            "map": clean_maps.tobytes() if has_places else None,
+            "score": clean_score,
+            "map": clean_map.tobytes() if has_places else None,
             "planted_maps": maps.tobytes() if has_places else None,
             "planted_scores": scores.astype(float).tolist(),
             "planted_precisions": [ranking.average_precision if ranking else 0.0 for ranking in rankings],
         }
 
-    def _plant(
-        self, frames: NDArray[np.uint8], sample_id: str, index: int
-    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def _plant(self, frames: Frames, sample_id: str, index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         rng = generator(self.config.seed, "gate", sample_id, index)
         frame = frames[int(rng.integers(len(frames)))]
         planted, mask = plant(frame[..., :3], rng, HELD_OUT_FAMILIES)

@@ -26,6 +26,7 @@ _HALF_BIN = _ZERO_BIN + (0x3F000000 >> _DROPPED_BITS)
 _ONE_BIN = _ZERO_BIN + (_ONE >> _DROPPED_BITS)
 _PUSHED_BINS = (_ONE - 0x3F800000) >> _DROPPED_BITS
 _NUM_BINS = 2 * _ZERO_BIN + _PUSHED_BINS
+_PIXELS_AT_ONCE = 1 << 20
 _WHOLE_REGION = 1 << 40
 """Fixed-point weight of one component: sums of integers do not depend on their order; room for 2^23 components."""
 
@@ -101,10 +102,15 @@ class PixelHistogram:
     def update(self, anomaly_map: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
         """Take in one image: a finite (H, W) map and its true mask, all False for a good image."""
         _check(anomaly_map, mask)
-        bins = _bins(anomaly_map)
-        np.add.at(self._background, bins[~mask], 1)
-        np.add.at(self._defective, bins[mask], 1)
-        np.add.at(self._weights, bins[mask], np.rint(_region_weights(mask) * _WHOLE_REGION).astype(np.int64))
+        weights = np.rint(_region_weights(mask) * _WHOLE_REGION).astype(np.int64)
+        rows = max(1, _PIXELS_AT_ONCE // mask.shape[1])
+        for top in range(0, len(mask), rows):
+            is_defective = mask[top : top + rows]
+            bins = _bins(anomaly_map[top : top + rows])
+            np.add.at(self._background, bins[~is_defective], 1)
+            np.add.at(self._defective, bins[is_defective], 1)
+            own, weights = np.split(weights, [np.count_nonzero(is_defective)])
+            np.add.at(self._weights, bins[is_defective], own)
 
     def merge(self, other: "PixelHistogram") -> None:
         """Take in everything that `other` has seen."""

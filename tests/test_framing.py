@@ -1,10 +1,12 @@
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ssad_ray.config import InputConfig
-from ssad_ray.core.framing import FramePlan, is_aligned, make_plan, random_frame, to_frames, to_map
+from ssad_ray.core.framing import FramePlan, Frames, is_aligned, make_plan, random_frame, to_frames, to_map
 from ssad_ray.core.rng import generator
 from ssad_ray.datasets.synthetic import render_good
 
@@ -24,6 +26,38 @@ def test_textures_and_images_of_several_sizes_are_tiled():
     textures = [rng.integers(0, 255, (90, 120, 3), np.uint8) for _ in range(4)]
     assert make_plan(textures, InputConfig()).mode == "tile"
     assert make_plan([textures[0], textures[1][:80]], InputConfig()).mode == "tile"
+
+
+def test_a_large_part_is_tiled_even_if_it_is_aligned():
+    part = generator(0, "part").integers(0, 255, (6, 8, 3), np.uint8)
+    for factor, mode in ((17, "tile"), (15, "resize")):
+        large = part.repeat(64 * factor // 6, axis=0).repeat(64 * factor // 8, axis=1)
+        assert is_aligned([large] * 4)
+        assert make_plan([large] * 4, InputConfig(size_px=64)).mode == mode
+    assert make_plan([large.repeat(2, axis=0)] * 4, InputConfig(size_px=64, mode="resize")).mode == "resize"
+
+
+def test_a_plan_is_made_with_one_image_in_memory_at_a_time():
+    seen = []
+
+    def images():
+        for index in range(5):
+            assert [each() for each in seen[:-1]] == [None] * len(seen[:-1])
+            image = generator(index, "image").integers(0, 255, (60, 90, 3), np.uint8)
+            seen.append(weakref.ref(image))
+            yield image
+
+    make_plan(images(), InputConfig())
+    assert len(seen) == 5
+
+
+def test_tiles_are_views_until_they_are_stacked():
+    image = generator(0, "image").integers(0, 255, (150, 200, 3), np.uint8)
+    frames = Frames(image, TILES)
+    assert all(np.shares_memory(frames[index], image) for index in range(len(frames)))
+    batches = list(frames.batches(5))
+    assert {len(each) for each in batches[:-1]} == {5}
+    np.testing.assert_array_equal(np.concatenate(batches), to_frames(image, TILES))
 
 
 def test_a_mode_that_is_asked_for_is_taken():

@@ -236,9 +236,13 @@ def test_tile_round_2_joins_templates_and_both_parts(tmp_path):
         files |= {f"{part}/train_imgs/{tile}.jpg": "", f"{part}/train_template_imgs/{tile}_t.jpg": ""}
         files |= {f"{part}/train_annos.json": [record]}
     _, entries = read(tmp_path, files)
-    assert len(entries) == 2
-    for path, entry in entries.items():
+    photos = {path: entry for path, entry in entries.items() if "/train_imgs/" in path}
+    assert len(photos) == 2
+    assert {path for path in entries if path not in photos} == {entry.template for entry in photos.values()}
+    for path, entry in photos.items():
         assert entry.template == path.replace("train_imgs", "train_template_imgs").replace(".jpg", "_t.jpg")
+        own = entries[entry.template]
+        assert (own.defect_type, own.source_stage, own.template) == ("good", "train", own.path)
         assert (entry.defect_type, entry.group) == ("scratch", "tile 272_97")
 
 

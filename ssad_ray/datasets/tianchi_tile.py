@@ -2,7 +2,8 @@
 
 Round 1: `train_imgs/<tile>_t<time>_CAM<k>.jpg`, `train_annos.json`, `testA_imgs/`. Round 2 adds
 `train_template_imgs/<stem>_t.jpg` and comes in parts whose annotation files add up. The photos (and crops) of one tile
-are one group. An image without record in a folder that has annotations is anomaly-free.
+are one group. An image without record in a folder that has annotations is anomaly-free. As most images to train on have
+one, templates are good images too, each its own template.
 """
 
 import re
@@ -39,7 +40,7 @@ def matches(listing: Listing) -> bool:
 
 
 def read(root_uri: str, listing: Listing) -> Iterator[Entry]:
-    """Yield every photo that is no template, and every photo that is annotated but not there."""
+    """Yield every photo, every template, and every photo that is annotated but not there."""
     files = [path for path in listing if _ANNOTATION.fullmatch(path)]
     annotations = read_annotations(root_uri, files, lambda record: _TYPES[int(record["category"])])
     absent = dict(annotations)
@@ -55,6 +56,8 @@ def read(root_uri: str, listing: Listing) -> Iterator[Entry]:
             annotation = annotations.get(match["name"], Annotation())
             is_labelled = is_train and match["part"] in annotated_parts
             yield _entry(path, is_train, is_labelled, annotation, templates)
+    for path in templates.values():
+        yield Entry(path, "tile", source_stage="train", defect_type=GOOD, template=path)
     for name in absent:
         yield Entry(path=name, category="tile")
 

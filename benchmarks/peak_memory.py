@@ -1,4 +1,4 @@
-"""Run a command and tell how much memory each of its processes had at most.
+"""Run a command and tell how much memory each of its processes had at most, and how long it computed.
 
 .venv/bin/python benchmarks/peak_memory.py .venv/bin/ssad label --out runs/large
 
@@ -6,6 +6,7 @@ Peaks are the kernel's own (VmHWM in /proc), looked at twenty times a second: wh
 between is seen, but not a process that lives shorter than that. Shared memory counts for each that touched it.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -19,17 +20,14 @@ def main() -> None:
     """Run the command line's arguments as a command and print a line for each large process."""
     begun = time.monotonic()
     command = subprocess.Popen(sys.argv[1:])
-    peaks: dict[str, float] = {}
+    seen: dict[int, tuple[float, float, str]] = {}
     while command.poll() is None:
-        for pid in family(command.pid):
-            name, peak = look_at(pid)
-            if name:
-                peaks[f"{pid} {name}"] = peak
+        seen |= {pid: looks for pid in family(command.pid) if (looks := look_at(pid))}
         time.sleep(INTERVAL_S)
     print(f"{time.monotonic() - begun:.1f} s, exit code {command.returncode}")
-    for name, peak in sorted(peaks.items(), key=lambda item: -item[1]):
-        if peak >= LEAST_MIB:
-            print(f"{peak:8.0f} MiB  {name}")
+    for peak_mib, cpu_s, name in sorted(seen.values(), reverse=True):
+        if peak_mib >= LEAST_MIB:
+            print(f"{peak_mib:8.0f} MiB {cpu_s:8.1f} s of CPU  {name}")
 
 
 def family(root: int) -> list[int]:
@@ -46,15 +44,17 @@ def family(root: int) -> list[int]:
     return found
 
 
-def look_at(pid: int) -> tuple[str, float]:
-    """Return the name of a process and the most memory it had, MiB; no name if it is gone."""
+def look_at(pid: int) -> tuple[float, float, str] | None:
+    """Return the most memory that a process had, MiB, its CPU time, seconds, and its name; None if it is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+        name = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+        times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     except OSError:
-        return "", 0.0
-    peak = [float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")]
-    return (command[:60], peak[0]) if peak else ("", 0.0)
+        return None
+    peak_mib = [float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")]
+    cpu_s = sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+    return (peak_mib[0], cpu_s, name[:60]) if peak_mib else None
 
 
 if __name__ == "__main__":

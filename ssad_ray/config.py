@@ -44,7 +44,7 @@ class InputConfig(Section):
     mode: Literal["auto", "resize", "tile"] = Field(
         "auto",
         description="resize: the whole image at one size (aligned parts). tile: overlapping tiles at one scale "
-        "(textures, free pose, large images). auto: measured on the good images.",
+        "(textures, free pose, large images). auto: measured on the good images; tile if a side shrinks over 16 times.",
     )
     size_px: int = Field(128, ge=32, le=2048, description="Working size: side of a square of the frame's area, px.")
     scale: float = Field(

@@ -240,10 +240,12 @@ def main() -> None:
     parser.add_argument("--num-defective", type=int, default=2)
     parser.add_argument("--size-px", type=int, nargs=2, default=(30, 80), help="of a defect, least and most")
     parser.add_argument("--cameras", type=int, nargs="+", default=(1, 2, 3), help="tile: of 1, 2 and 3")
+    parser.add_argument("--belt", type=float, default=0.06, help="tile: belt round it, share of the shorter side")
     asked = parser.parse_args()
     size = {"height": asked.height, "width": asked.width, "size_px": tuple(asked.size_px)}
     if asked.layout == "tile":
-        write_tiles(asked.folder, asked.num_good, asked.num_defective, cameras=asked.cameras, **size)
+        tiles = {"cameras": asked.cameras, "belt": asked.belt}
+        write_tiles(asked.folder, asked.num_good, asked.num_defective, **size, **tiles)
     else:
         write_fabric(asked.folder, asked.num_good, asked.num_defective, **size)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ssad_ray.config import RunConfig
-from ssad_ray.core.framing import to_frames
+from ssad_ray.core.framing import Frames
 from ssad_ray.core.images import decode
 from ssad_ray.core.records import Sample
 from ssad_ray.core.rng import generator
@@ -25,6 +25,7 @@ from ssad_ray.pipelines.training import Member, train_members
 
 _MAX_VALUES = 1 << 22  # of a part, over all images
 _MAX_VALUES_PER_IMAGE = 1 << 14
+_MAX_FRAMES_PER_IMAGE = 16
 
 
 def train_parts(
@@ -79,9 +80,10 @@ class PartScorer:
     def __call__(self, sample: Sample, data: bytes) -> Row:
         """Return of every part some of the map values of an image."""
         image = decode(data, self.config.data.max_image_px)
-        frames = to_frames(self.artifact.shown(image, sample, self.config.data), self.artifact.plan)
+        frames = Frames(self.artifact.shown(image, sample, self.config.data), self.artifact.plan)
         member = self.artifact.members[self.folds[sample.sample_id]]
         assert isinstance(member, Combines)  # noqa: S101
         rng = generator(self.config.seed, "tail", sample.sample_id)
-        drawn = rng.permutation(frames[..., 0].size)[: self.share]
-        return {name: maps.ravel()[drawn].tobytes() for name, maps in member.part_maps(frames).items()}
+        some = np.stack([frames[index] for index in rng.permutation(len(frames))[:_MAX_FRAMES_PER_IMAGE].tolist()])
+        drawn = rng.permutation(some[..., 0].size)[: self.share]
+        return {name: maps.ravel()[drawn].tobytes() for name, maps in member.part_maps(some).items()}

@@ -104,6 +104,36 @@ def test_ray_changes_no_mask(parts):
         assert there.read_bytes() == (parts / "masks" / "good" / f"{name}.png").read_bytes()
 
 
+def test_a_run_that_was_stopped_goes_on_where_it_was(parts):
+    carry(parts)
+
+    def stopping(title):
+        def advance(done, *_):
+            if title == "carry masks" and done == 3:
+                raise KeyboardInterrupt
+
+        return advance
+
+    folders = [str(parts / name) for name in ("parts", "drawn", "stopped")]
+    with pytest.raises(KeyboardInterrupt):
+        propagate_masks(*folders, LOCAL, stopping)
+    (done,) = (parts / "stopped").glob("unfinished-*")
+    assert not (parts / "stopped" / "masks.parquet").exists()
+    kept = parts / "stopped" / "good" / "00.png"
+    kept.write_bytes(b"not carried again")
+    assert carry(parts, "stopped") == (3, 5)
+    assert kept.read_bytes() == b"not carried again"
+    assert table(parts, "stopped") == table(parts)
+    assert not done.exists()
+
+
+def test_with_other_masks_an_unfinished_folder_is_refused(parts):
+    (parts / "masks" / "unfinished-0123").mkdir(parents=True)
+    (parts / "masks" / "unfinished-0123" / "begun").touch()
+    with pytest.raises(ArtifactError, match="holds files already"):
+        carry(parts)
+
+
 def test_a_folder_that_holds_something_is_refused(parts):
     carry(parts)
     with pytest.raises(ArtifactError, match=r"masks holds files already; .* name another --out"):

@@ -3,9 +3,13 @@
 OUT/<path of the image>.png   the mask, where it came through; the image's own suffix is left out
 OUT/masks.parquet             one row per image, written last: `sample_id`, `mask`, `reference`, `correlation`,
                               `cycle_iou`, and `error`, why there is no mask
+OUT/unfinished-<digest>/      until then, the row of every image that is done: a killed run, called again with the same
+                              masks, goes on where it was
 """
 
+import hashlib
 import io
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +24,7 @@ from ssad_ray.config import DataConfig, RunConfig
 from ssad_ray.core.images import decode, decode_mask, encode_png
 from ssad_ray.core.propagation import likeness, propagate, thumbnail_spectrum
 from ssad_ray.core.records import Sample
-from ssad_ray.core.storage import join, list_files, list_names, read_bytes, write_bytes
+from ssad_ray.core.storage import exists, join, list_files, list_names, read_bytes, resolve, write_bytes
 from ssad_ray.datasets.catalog import catalog
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.errors import ArtifactError, DataError
@@ -28,6 +32,7 @@ from ssad_ray.pipelines.run import Announce
 from ssad_ray.pipelines.stream import Row, stream
 
 TABLE = "masks.parquet"
+_MAX_RECORD_BYTES = 1 << 20
 _FIELDS = [("reference", pa.string()), ("correlation", pa.float64()), ("cycle_iou", pa.float64())]
 _SCHEMA = pa.schema([("mask", pa.binary()), *_FIELDS, ("reason", pa.string())])
 _TABLE = pa.schema([("sample_id", pa.string()), ("mask", pa.string()), *_FIELDS, ("error", pa.string())])
@@ -70,7 +75,7 @@ def propagate_masks(
     Args:
         data_uri: The images.
         drawn_uri: Folder with masks under the names of `mask_name`: white is inside.
-        out_uri: New folder.
+        out_uri: New folder, or that of a run with the same drawn masks which did not end.
         config: The limits of the data, and the resources.
         announce: Where progress is shown.
 
@@ -78,25 +83,29 @@ def propagate_masks(
         How many images have a mask now, and how many images there are.
 
     Raises:
-        ArtifactError: The new folder holds something already.
+        ArtifactError: The folder holds something else already.
         DataError: There is no mask, one that belongs to no image, or one that cannot be used.
     """
-    if list_names(out_uri):
-        raise ArtifactError(f"{out_uri} holds files already; masks are never overwritten: name another --out")
     rows = catalog(data_uri, config.data, announce("catalogue")).rows
     references = _references(rows, drawn_uri, config.data)
-    records = []
+    work_uri = join(out_uri, f"unfinished-{_digest(references, config.data)}")
+    records = _records(out_uri, work_uri)
+    left = [row for row in rows if row.sample_id not in records]
     worker = partial(MaskCarrier, references, config.data)
-    for image, row in zip(rows, stream(rows, worker, _SCHEMA, config, announce("carry masks")), strict=True):
+    for image, row in zip(left, stream(left, worker, _SCHEMA, config, announce("carry masks")), strict=True):
         reason, pixels = row.pop("reason"), row.pop("mask")
         if pixels is not None:
             write_bytes(join(out_uri, mask_name(image.path)), pixels)
         name = None if pixels is None else mask_name(image.path)
-        records.append(row | {"mask": name, "error": row["error"] or reason})
+        record = row | {"mask": name, "error": row["error"] or reason}
+        write_bytes(join(work_uri, f"{hashlib.sha256(image.sample_id.encode()).hexdigest()}.json"), _to_json(record))
+        records[image.sample_id] = record
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(records, schema=_TABLE), buffer)
+    pq.write_table(pa.Table.from_pylist([records[row.sample_id] for row in rows], schema=_TABLE), buffer)
     write_bytes(join(out_uri, TABLE), buffer.getvalue())
-    return sum(record["mask"] is not None for record in records), len(records)
+    filesystem, path = resolve(work_uri)
+    filesystem.delete_dir(path)
+    return sum(records[row.sample_id]["mask"] is not None for row in rows), len(rows)
 
 
 class MaskCarrier:
@@ -128,6 +137,33 @@ class MaskCarrier:
             "correlation": found.correlation,
             "cycle_iou": found.cycle_iou,
         }
+
+
+def _digest(references: Iterable[Reference], limits: DataConfig) -> str:
+    """Return a digest of the drawn masks and of the images that they were drawn for."""
+    digest = hashlib.sha256()
+    for each in references:
+        digest.update(
+            each.sample.sample_id.encode() + hashlib.sha256(read_bytes(each.mask_uri, limits.max_image_bytes)).digest()
+        )
+    return digest.hexdigest()[:16]
+
+
+def _records(out_uri: str, work_uri: str) -> dict[str, Row]:
+    """Return what an unfinished run has done, or begin one."""
+    begun_uri = join(work_uri, "begun")
+    if exists(begun_uri):
+        names = [name for name in list_names(work_uri) if name.endswith(".json")]
+        done = [json.loads(read_bytes(join(work_uri, name), _MAX_RECORD_BYTES)) for name in names]
+        return {record["sample_id"]: record for record in done}
+    if list_names(out_uri):
+        raise ArtifactError(f"{out_uri} holds files already; masks are never overwritten: name another --out")
+    write_bytes(begun_uri, b"")
+    return {}
+
+
+def _to_json(record: Row) -> bytes:
+    return json.dumps({name: record[name] for name in _TABLE.names}).encode()
 
 
 def _references(rows: Sequence[ManifestRow], drawn_uri: str, limits: DataConfig) -> list[Reference]:

@@ -174,13 +174,14 @@ def _refuse_failures(
     checkpoint: "_Checkpoint", rows: Sequence[ManifestRow], parts_path: str, max_fraction: float
 ) -> None:
     """Raise where too many images failed; called again, those of the parts that hold such ones are tried again."""
-    quarantined = {row.sample_id for row in rows if row.error is not None}
-    failures = [(stem, row) for stem, row in checkpoint.errors(parts_path) if row["sample_id"] not in quarantined]
+    places = {row.sample_id: place for place, row in enumerate(rows) if row.error is None}
+    errors = checkpoint.errors(parts_path)
+    failures = [(places[row["sample_id"]], stem, row) for stem, row in errors if row["sample_id"] in places]
     try:
         if failures:
-            refuse_too_many(len(failures), len(rows), max_fraction, failures[0][1])
+            refuse_too_many(len(failures), len(rows), max_fraction, min(failures)[2])
     except DataError:
-        for stem in {stem for stem, _ in failures}:
+        for stem in {stem for _, stem, _ in failures}:
             checkpoint.forget(stem)
         raise
 

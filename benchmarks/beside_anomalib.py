@@ -29,7 +29,7 @@ from ssad_ray.core.framing import FramePlan, to_frames, to_map
 from ssad_ray.core.images import decode
 from ssad_ray.methods import load_method
 from ssad_ray.methods.base import TrainingFrames
-from ssad_ray.methods.memory import spread_out
+from ssad_ray.methods.thinning import spread_out
 
 SIZE_PX = 256
 CHANNELS = 384

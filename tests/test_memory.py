@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssad_ray.core.rng import generator
-from ssad_ray.methods.memory import Memory, PlaceMemory, affinity_weights, spread_out
+from ssad_ray.methods.memory import Memory, PlaceMemory, affinity_weights
+from ssad_ray.methods.thinning import spread_out
 
 
 def features(num: int, seed: int, channels: int = 8) -> torch.Tensor:
@@ -63,15 +63,15 @@ def test_no_more_neighbours_are_asked_for_than_a_corner_has():
 
 def test_places_share_a_memory_evenly_and_remember_what_is_farthest_apart():
     maps = features(9 * 2 * 3, 0, 4).view(9, 2, 3, 4)
-    memory = PlaceMemory.of(maps, 25, generator(0, "memory"))
+    memory = PlaceMemory.of(maps, 25)
     assert memory.items.shape == (2, 3, 4, 4)
     for row in range(2):
         for column in range(3):
             seen = maps[:, row, column]
             first = int((seen - seen.mean(0)).norm(dim=1).argmin())
             assert torch.equal(memory.items[row, column], seen[greedy_k_centre(seen, 4, first)])
-    assert PlaceMemory.of(maps, 1, generator(0, "memory")).items.shape == (2, 3, 1, 4)
-    assert PlaceMemory.of(maps, 1000, generator(0, "memory")).items.shape == (2, 3, 9, 4)
+    assert PlaceMemory.of(maps, 1).items.shape == (2, 3, 1, 4)
+    assert PlaceMemory.of(maps, 1000).items.shape == (2, 3, 9, 4)
 
 
 def greedy_k_centre(items: torch.Tensor, num: int, first: int = 0) -> list[int]:

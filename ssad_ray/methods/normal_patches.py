@@ -8,6 +8,7 @@ Shapes: N good frames, B frames, h w of a frame's map of features, D channels of
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -41,18 +42,19 @@ class NormalPatches:
 
         Usual is the mean distance of the features of one half of the frames from what is remembered of the other half.
         """
-        kind = PlaceMemory if has_places else Memory
+        remember: Callable[[Tensor], Memory | PlaceMemory] = (
+            partial(PlaceMemory.of, num=num) if has_places else partial(Memory.of, num=num, rng=rng)
+        )
         halves = maps_NhwD[::2], maps_NhwD[1::2]
-        distances = [
-            apart(features, kind.of(remembered, num, rng))
-            for asked, remembered in (halves, halves[::-1])
-            if len(remembered)
-            for features in asked
-        ]
+        distances = []
+        for asked, others in (halves, halves[::-1]):
+            if len(others):
+                memory = remember(others)
+                distances += [apart(features, memory) for features in asked]
         usual = torch.stack(distances or [torch.ones_like(maps_NhwD[0, :, :, 0])]).mean(0)
         least = max(float(usual.mean()) * _LEAST_SHARE, _LEAST_DISTANCE)
         usual = functional.avg_pool2d(usual[None], 3, 1, 1, count_include_pad=False)[0] if has_places else usual.mean()
-        return cls(kind.of(maps_NhwD, num, rng), usual.clamp(min=least), apart)
+        return cls(remember(maps_NhwD), usual.clamp(min=least), apart)
 
     def ratios(self, maps_BhwD: Tensor) -> Tensor:
         """Return distances in units of usual ones, (B, h, w)."""

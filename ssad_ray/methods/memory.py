@@ -59,7 +59,7 @@ class Memory:
         centred_QD = queries_QD - self._centre_D
         if self._rough_blocks is None:
             return _closest(queries_QD, self.items, self._blocks.near(centred_QD, num), num)
-        rough_Qd, num_rough = centred_QD @ self._axes_Dd, min(num + _SPARE, len(self.items))
+        rough_Qd, num_rough = centred_QD @ self._axes_Dd, min(2 * num + _SPARE, len(self.items))
         rough_QK, likely = _closest(rough_Qd, self._rough_Md, self._rough_blocks.near(rough_Qd, num_rough), num_rough)
         distances_QK, places = _closest(queries_QD, self.items, likely, num)
         open_Q = (rough_QK[:, -1] < distances_QK[:, -1]).nonzero()[:, 0]
@@ -166,9 +166,9 @@ class PlaceMemory:
         shift_hwK = which_hwK // share
         row_hwK = torch.arange(rows, device=which_hwK.device)[:, None, None] + shift_hwK // _SIDE - _REACH
         column_hwK = torch.arange(columns, device=which_hwK.device)[:, None] + shift_hwK % _SIDE - _REACH
-        found_hwKD = self.items[row_hwK, column_hwK, which_hwK % share]
-        distances_hwK, order_hwK = (found_hwKD - features_hwD[:, :, None]).norm(dim=3).sort(dim=2)
-        return distances_hwK, found_hwKD.take_along_dim(order_hwK[..., None], dim=2)
+        places = row_hwK, column_hwK, which_hwK % share
+        distances_hwK, order_hwK = self.items[places].sub_(features_hwD[:, :, None]).norm(dim=3).sort(dim=2)
+        return distances_hwK, self.items[tuple(each.gather(2, order_hwK) for each in places)]
 
     def _half_squares(self, strip_hsD: Tensor, y: int, x: int) -> Tensor:
         """Return (h, s, columns around, M), up to a constant of each query: of items `y - _REACH` rows below."""

@@ -55,6 +55,13 @@ def test_sixteen_bit_grey_keeps_its_high_byte_and_one_bit_becomes_black_and_whit
     assert set(np.unique(images.decode(bilevel, 10_000))) == {0, 255}
 
 
+def test_what_a_png_says_of_its_colours_changes_no_pixel():
+    data = encoded(RGB, "PNG")
+    for name, values in ((b"gAMA", struct.pack(">I", 220_000)), (b"sRGB", b"\0"), (b"cICP", b"\x09\x10\0\1")):
+        chunk = struct.pack(">I", len(values)) + name + values + struct.pack(">I", zlib.crc32(name + values))
+        np.testing.assert_array_equal(images.decode(data[:33] + chunk + data[33:], 10_000), RGB)
+
+
 def test_a_palette_is_looked_up():
     image = Image.fromarray(RGB).quantize(16)
     np.testing.assert_array_equal(images.decode(encoded(image, "PNG"), 10_000), np.array(image.convert("RGB")))

@@ -1,13 +1,14 @@
-"""Exact search, farthest-first thinning and affinity, against brute force and known values."""
+"""Exact search and affinity, against brute force and known values."""
 
 import numpy as np
 import pytest
 import torch
+from farthest_first import farthest_first
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssad_ray.methods.memory import Memory, PlaceMemory, affinity_weights
-from ssad_ray.methods.thinning import spread_out
+from ssad_ray.methods.thinning import principal_axes
 
 
 def features(num: int, seed: int, channels: int = 8) -> torch.Tensor:
@@ -39,20 +40,46 @@ def test_distances_far_from_the_origin_keep_their_digits():
     assert distances.max() == 0.0
 
 
+@pytest.mark.parametrize("beside", [0.01, 0.3, 3.0])
+@pytest.mark.parametrize("num", [1, 10])
+def test_the_nearest_are_exact_where_few_axes_are_looked_at_first(beside, num):
+    plane = features(3, 0, 24)
+    items = features(2000, 1, 3) @ plane + 0.01 * features(2000, 2, 24)
+    queries = features(300, 3, 3) @ plane + beside * features(300, 4, 24)
+    assert principal_axes(items - items.mean(0))[1] <= 3
+    distances, found = Memory(items).nearest(queries, num)
+    expected = torch.cdist(queries, items, compute_mode="donot_use_mm_for_euclid_dist").topk(num, largest=False)
+    torch.testing.assert_close(distances, expected.values)
+    torch.testing.assert_close(found, items[expected.indices])
+
+
+def test_a_memory_of_equal_items_is_searched():
+    distances, _ = Memory(torch.ones(50, 8)).nearest(torch.zeros(3, 8), 4)
+    torch.testing.assert_close(distances, torch.full((3, 4), 8**0.5))
+
+
 def test_a_memory_gives_back_its_items():
     items = features(45, 0)
     assert torch.equal(Memory(items).items, items)
 
 
-def test_the_nearest_around_a_place_are_those_of_brute_force():
-    items, queries = features(5 * 7 * 3, 0).view(5, 7, 3, 8), features(5 * 7, 1).view(5, 7, 8)
+@pytest.mark.parametrize("columns", [3, 8, 19])
+def test_the_nearest_around_a_place_are_those_of_brute_force(columns):
+    items, queries = features(5 * columns * 3, 0).view(5, columns, 3, 8), features(5 * columns, 1).view(5, columns, 8)
     distances, found = PlaceMemory(items).nearest(queries, 10)
     for row in range(5):
-        for column in range(7):
+        for column in range(columns):
             around = items[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3].flatten(0, 2)
             expected = (around - queries[row, column]).norm(dim=1).topk(10, largest=False)
             torch.testing.assert_close(distances[row, column], expected.values)
             torch.testing.assert_close(found[row, column], around[expected.indices])
+
+
+def test_a_feature_that_is_remembered_of_its_place_is_at_no_distance():
+    items = features(5 * 7 * 3, 0).view(5, 7, 3, 8) * 1e-3 + 1000.0
+    distances, found = PlaceMemory(items).nearest(items[:, :, 1], 1)
+    assert distances.max() == 0.0
+    assert torch.equal(found[:, :, 0], items[:, :, 1])
 
 
 def test_no_more_neighbours_are_asked_for_than_a_corner_has():
@@ -69,30 +96,9 @@ def test_places_share_a_memory_evenly_and_remember_what_is_farthest_apart():
         for column in range(3):
             seen = maps[:, row, column]
             first = int((seen - seen.mean(0)).norm(dim=1).argmin())
-            assert torch.equal(memory.items[row, column], seen[greedy_k_centre(seen, 4, first)])
+            assert torch.equal(memory.items[row, column], seen[farthest_first(seen, 4, first)])
     assert PlaceMemory.of(maps, 1).items.shape == (2, 3, 1, 4)
     assert PlaceMemory.of(maps, 1000).items.shape == (2, 3, 9, 4)
-
-
-def greedy_k_centre(items: torch.Tensor, num: int, first: int = 0) -> list[int]:
-    chosen = [first]
-    apart = torch.full((len(items),), torch.inf)
-    for _ in range(min(len(items), num) - 1):
-        apart = torch.minimum(apart, ((items - items[chosen[-1]]) ** 2).sum(1))
-        apart[chosen[-1]] = -1.0
-        chosen.append(int(apart.argmax()))
-    return chosen
-
-
-@pytest.mark.parametrize("num_items", [5, 300, 9000])
-def test_spread_out_is_greedy_k_centre(num_items):
-    items = features(num_items, 0, 3)
-    assert spread_out(items, 200).tolist() == greedy_k_centre(items, 200)
-
-
-def test_equal_items_are_each_chosen_once():
-    places = spread_out(torch.ones(50, 4), 20)
-    assert len(set(places.tolist())) == 20
 
 
 def test_affinity_has_the_golden_values():

@@ -8,7 +8,7 @@ import torch
 
 from ssad_ray.core.rng import generator
 from ssad_ray.methods.base import TrainingFrames
-from ssad_ray.methods.memory import affinity_distance
+from ssad_ray.methods.memory import Memory, affinity_distance
 from ssad_ray.methods.normal_patches import NormalPatches, frames_to_remember
 from ssad_ray.methods.patch_maps import gaussian_kernel, spread_over_pixels
 
@@ -33,6 +33,15 @@ def test_unseen_good_frames_are_about_as_far_as_usual(has_places):
     ratios = normal(features[:20], has_places).ratios(features[20:])
     assert ratios.shape == (4, 4, 6)
     assert 0.8 < ratios.mean() < 1.2
+
+
+def test_usual_is_the_mean_distance_of_either_half_from_one_memory_of_the_other():
+    features, chance = maps(), generator(0, "memory")
+    halves = features[::2], features[1::2]
+    memories = [Memory.of(each, 20, chance) for each in halves[::-1]]
+    distances = [NEAREST(frame, memory) for asked, memory in zip(halves, memories, strict=True) for frame in asked]
+    usual = normal(features, has_places=False, num=20).state()["usual"]
+    np.testing.assert_allclose(usual, torch.stack(distances).mean())
 
 
 def test_what_is_usual_is_usual_at_a_place():

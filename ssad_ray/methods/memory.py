@@ -35,10 +35,11 @@ class Memory:
         self._centre_D = items_MD.mean(0)
         centred_MD = items_MD - self._centre_D
         axes_DD, num_rough = principal_axes(centred_MD)
-        self._axes_Dd = axes_DD[:, :num_rough]
         self._blocks = _Blocks(centred_MD)
-        self._rough_Md = centred_MD @ self._axes_Dd
-        self._rough_blocks = _Blocks(self._rough_Md) if num_rough < len(axes_DD) else None
+        self._rough: tuple[Tensor, Tensor, _Blocks] | None = None
+        if num_rough < len(axes_DD):
+            rough_Md = centred_MD @ axes_DD[:, :num_rough]
+            self._rough = axes_DD[:, :num_rough], rough_Md, _Blocks(rough_Md)
 
     @classmethod
     def of(cls, maps_NhwD: Tensor, num: int, rng: np.random.Generator) -> "Memory":
@@ -57,10 +58,11 @@ class Memory:
 
     def _nearest(self, queries_QD: Tensor, num: int) -> tuple[Tensor, Tensor]:
         centred_QD = queries_QD - self._centre_D
-        if self._rough_blocks is None:
+        if self._rough is None:
             return _closest(queries_QD, self.items, self._blocks.near(centred_QD, num), num)
-        rough_Qd, num_rough = centred_QD @ self._axes_Dd, min(2 * num + _SPARE, len(self.items))
-        rough_QK, likely = _closest(rough_Qd, self._rough_Md, self._rough_blocks.near(rough_Qd, num_rough), num_rough)
+        axes_Dd, rough_Md, blocks = self._rough
+        rough_Qd, num_rough = centred_QD @ axes_Dd, min(2 * num + _SPARE, len(self.items))
+        rough_QK, likely = _closest(rough_Qd, rough_Md, blocks.near(rough_Qd, num_rough), num_rough)
         distances_QK, places = _closest(queries_QD, self.items, likely, num)
         open_Q = (rough_QK[:, -1] < distances_QK[:, -1]).nonzero()[:, 0]
         if len(open_Q):

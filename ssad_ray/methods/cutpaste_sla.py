@@ -33,7 +33,7 @@ _GROUPS = 32
 _HIDDEN = 128
 _SIGMA = 10 / 32  # of a patch's side; receptive-field upsampling (Liznerski et al., ICLR 2021)
 _MAX_PATCHES = 250_000
-_PATCHES_AT_ONCE = 1024
+_PATCHES_AT_ONCE = 256  # more of them take memory that is fetched from the system anew each time
 _DENSITY = "density."
 
 
@@ -54,7 +54,9 @@ class EditNetwork(nn.Module):
 
     def features(self, x_BCHW: Tensor, num_stages: int) -> Tensor:
         """Map pictures (B, 3, H, W) in [0, 1] to what leaves a stage, its mean over the picture (B, D)."""
-        x_BCHW = self.stem(4.0 * x_BCHW - 2.0)
+        x_BCHW = self.stem[:-1](4.0 * x_BCHW - 2.0)
+        # Ten times faster on channels last; group norm, which all else waits for, is so on channels first.
+        x_BCHW = self.stem[-1](x_BCHW.contiguous(memory_format=torch.channels_last)).contiguous()
         for stage in self.stages[:num_stages]:
             x_BCHW = stage(x_BCHW)
         return x_BCHW.mean((2, 3))
@@ -135,6 +137,7 @@ class CutPasteSla:
     @torch.inference_mode()
     def remember(self, frames: TrainingFrames, seed: int) -> None:
         """Learn what the features of untouched good patches look like, from some frames if there are very many."""
+        self.network.to(memory_format=torch.contiguous_format)
         images = frames.images_NHWC[frames.is_good_N]
         options = self.config
         is_by_place = options.density == "places" and options.level == "patch" and is_aligned(list(images))
@@ -180,6 +183,7 @@ class CutPasteSla:
         """Take over what `state` returned."""
         self.network = EditNetwork(self.config.stages, 1 + len(self.edits))
         load_network_state(self.network, state)
+        self.network.to(memory_format=torch.contiguous_format)
         self.compared_stage = int(state["compared_stage"])
         learnt = {name.removeprefix(_DENSITY): value for name, value in state.items() if name.startswith(_DENSITY)}
         kind = Kernel if self.config.density == "kernel" else Gaussian

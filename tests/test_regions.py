@@ -161,16 +161,25 @@ def test_confidence_rises_from_zero_at_the_thresholds_to_half_one_spread_above()
     assert 0.5 < region_confidence(2.0, 6.0, CALIBRATION) < region_confidence(3.0, 6.0, CALIBRATION) < 1
 
 
-def test_where_the_threshold_is_lower_less_seeds_a_region_and_the_highest_rise_is_kept() -> None:
-    anomaly_map, threshold = blank(), np.full((64, 96), 6.0, np.float32)
-    threshold[:, 48:] = 2.0
-    anomaly_map[10, 10] = 5.0  # a seed nowhere but on the right
-    anomaly_map[30, 60:62] = 2.5  # below the low threshold, above its place's high one
-    anomaly_map[50, 5] = 6.2  # a seed, too small, and it rises less
-    (region,) = to_defect_regions(anomaly_map, CALIBRATION, "a.png@0", "draem-1", NOW, threshold)
-    assert region.box == (60, 30, 62, 31)
-    assert region.score == 2.5
-    assert region.confidence == pytest.approx(0.5 / (0.5 + 4.0))
+def test_what_makes_an_image_anomalous_by_itself_is_a_region_of_any_size() -> None:
+    anomaly_map, sure = blank(), np.full((64, 96), 8.0, np.float32)
+    sure[:, 48:] = 2.0
+    anomaly_map[10, 10] = 5.0  # below the high threshold and its place's sure one
+    anomaly_map[20, 10] = 7.0  # above the high threshold, but too small to be believed
+    anomaly_map[40, 5] = 9.0
+    anomaly_map[30, 60:62] = 2.5  # below the low threshold, above its place's sure one
+    first, second = to_defect_regions(anomaly_map, CALIBRATION, "a.png@0", "draem-1", NOW, sure)
+    assert (first.box, second.box) == ((5, 40, 6, 41), (60, 30, 62, 31))
+    assert (first.score, second.score) == (9.0, 2.5)
+    assert second.confidence == pytest.approx(0.5 / (0.5 + 4.0))
+
+
+def test_without_places_the_image_threshold_says_what_is_sure() -> None:
+    anomaly_map = blank()
+    anomaly_map[10, 10], anomaly_map[30, 30:40], anomaly_map[50, 50] = 9.0, 7.0, 8.5
+    calibration = dataclasses.replace(CALIBRATION, image_threshold=8.0)
+    regions = to_defect_regions(anomaly_map, calibration, "a.png@0", "draem-1", NOW)
+    assert [region.score for region in regions] == [9.0, 8.5, 7.0]
 
 
 def test_the_label_mask_is_the_union_of_the_regions_and_only_of_this_frame() -> None:

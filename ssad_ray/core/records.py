@@ -87,7 +87,7 @@ class Calibration:
         image_threshold: An image scoring above it is anomalous.
         pixel_threshold_high: A region needs at least one pixel above it.
         pixel_threshold_low: A region grows over connected pixels above it.
-        min_area_px: Regions with fewer pixels (image frame) are dropped.
+        min_area_px: Regions with fewer pixels (image frame) are dropped, unless one of these makes the image anomalous.
         map_location: Median over held-out images of the maps' own medians.
         map_scale: Spread of the normal map values, > 0; `(map - map_location) / map_scale` compares methods.
         normal_scores: Sorted held-out image-level scores, for p-values.

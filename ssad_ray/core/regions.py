@@ -62,19 +62,24 @@ def check_map(anomaly_map: NDArray[np.float32], name: str = "an anomaly map") ->
 
 
 def find_regions(
-    anomaly_map: NDArray[np.float32], threshold_high: Threshold, threshold_low: float, min_area_px: int
+    anomaly_map: NDArray[np.float32],
+    threshold_high: Threshold,
+    threshold_low: float,
+    min_area_px: int,
+    threshold_sure: Threshold = np.inf,
 ) -> tuple[list[MapRegion], int]:
     """Find the regions of a map by hysteresis.
 
     A region is an 8-connected piece above the low or the high threshold with a pixel above the high one. Pieces
-    smaller than `min_area_px` are dropped, except the one that rises highest above the high threshold, which is why
-    the image was judged anomalous; by the same measure, holes smaller than `min_area_px` are filled.
+    smaller than `min_area_px` are dropped, except those with a pixel above the sure threshold and the one that rises
+    highest above the high one; by the same measure, holes smaller than `min_area_px` are filled.
 
     Args:
         anomaly_map: (H, W) float32, finite.
         threshold_high: Raw map value, one for all pixels or (H, W).
         threshold_low: Raw map value.
         min_area_px: Pixels.
+        threshold_sure: Raw map value, one for all pixels or (H, W); one pixel above it is proof enough.
 
     Returns:
         At most 1000 regions by falling peak, no two with a common pixel, and how many there were before this limit.
@@ -89,7 +94,8 @@ def find_regions(
         return [], 0
     labels, stats = _components((anomaly_map > threshold_low) | is_seed, connectivity=8)
     peaks, rises = (_largest(values, labels, len(stats)) for values in (anomaly_map, excess))
-    is_found = (stats[:, cv2.CC_STAT_AREA] >= min_area_px) & (rises > 0)
+    is_sure = _largest(anomaly_map - threshold_sure, labels, len(stats)) > 0
+    is_found = (rises > 0) & (is_sure | (stats[:, cv2.CC_STAT_AREA] >= min_area_px))
     is_found[np.argmax(rises)] = True
     found = np.flatnonzero(is_found)
     order = found[np.argsort(-peaks[found], kind="stable")][:MAX_REGIONS]
@@ -104,7 +110,7 @@ def to_defect_regions(
     sample_id: str,
     model: str,
     time: datetime,
-    threshold_high: Threshold | None = None,
+    threshold_sure: Threshold | None = None,
 ) -> list[DefectRegion]:
     """Label a map that was judged anomalous.
 
@@ -114,14 +120,15 @@ def to_defect_regions(
         sample_id: Prefix of the region ids.
         model: Artifact name, for the provenance.
         time: Moment of labelling, aware of its time zone.
-        threshold_high: What seeds a region, one value or (H, W); the calibration's by default.
+        threshold_sure: Map value above which a pixel makes an image anomalous by itself, one or (H, W): it is a region
+            of any size, whatever the calibration's high threshold is. The image threshold by default.
 
     Returns:
         Regions by falling score. Where the limit of 1000 cuts some off, a warning is logged.
     """
-    high = calibration.pixel_threshold_high if threshold_high is None else threshold_high
-    low = calibration.pixel_threshold_low
-    regions, num_found = find_regions(anomaly_map, high, low, calibration.min_area_px)
+    sure = calibration.image_threshold if threshold_sure is None else threshold_sure
+    high, low = np.minimum(sure, np.float32(calibration.pixel_threshold_high)), calibration.pixel_threshold_low
+    regions, num_found = find_regions(anomaly_map, high, low, calibration.min_area_px, sure)
     if num_found > len(regions):
         _logger.warning("%s: %d regions found, the %d highest are kept", sample_id, num_found, len(regions))
     height, width = anomaly_map.shape

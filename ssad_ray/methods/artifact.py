@@ -107,17 +107,13 @@ class Artifact:
             scores = self.profile.excess(maps).max(axis=(1, 2))
         return scores, maps
 
-    def seed_threshold(self, height: int, width: int) -> float | NDArray[np.float32]:
-        """Return the map value above which a pixel of an anomalous image seeds a region; (H, W) with a profile.
-
-        What makes an image anomalous by itself is a seed, and so is what is above the high pixel threshold.
-        """
+    def sure_threshold(self, height: int, width: int) -> float | NDArray[np.float32]:
+        """Return the map value above which a pixel makes an image anomalous by itself; (H, W) with a profile."""
         assert self.calibration is not None, "thresholds are there once an artifact is calibrated"  # noqa: S101
-        high = self.calibration.pixel_threshold_high
         if self.profile is None:
-            return high
+            return self.calibration.image_threshold
         limit_HW = self.profile.mean_HW + np.float32(self.calibration.image_threshold) * self.profile.spread_HW
-        return np.minimum(to_map(limit_HW[np.newaxis], self.plan, height, width), np.float32(high))
+        return to_map(limit_HW[np.newaxis], self.plan, height, width)
 
 
 def _score(member: Method, frames_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

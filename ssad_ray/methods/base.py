@@ -69,7 +69,7 @@ class Method(Protocol):
         """Learn from frames, in this process."""
 
     def score(self, images_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return raw scores (B,) and anomaly maps (B, H, W), float32; higher is more anomalous."""
+        """Return raw scores (B,) and anomaly maps (B, H, W), float32, in one unit; higher is more anomalous."""
 
     def state(self) -> State:
         """Everything that was learnt, as named arrays."""

@@ -44,8 +44,8 @@ def judge(
     is_anomalous = score > calibration.image_threshold
     regions = []
     if is_anomalous:
-        seeds_above = artifact.seed_threshold(*anomaly_map.shape)
-        regions = to_defect_regions(anomaly_map, calibration, sample.sample_id, artifact.name, time, seeds_above)
+        sure = artifact.sure_threshold(*anomaly_map.shape)
+        regions = to_defect_regions(anomaly_map, calibration, sample.sample_id, artifact.name, time, sure)
     verdict = Verdict(
         sample_id=sample.sample_id,
         uri=sample.uri,

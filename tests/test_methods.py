@@ -141,9 +141,9 @@ def test_a_seed_reaches_every_random_stream(name):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if hasattr(load_method(name), "batch")])
 def test_training_goes_on_from_a_state_as_if_it_had_not_stopped(name):
-    whole, stopped, resumed = (
-        Trainer(load_method(name).from_config(config(4)), TrainingFrames.of_good(GOOD), 0) for _ in range(3)
-    )
+    methods = [load_method(name).from_config(config(4)) for _ in range(3)]
+    frames = TrainingFrames.of_good(shown_to(methods[0], GOOD))
+    whole, stopped, resumed = (Trainer(method, frames, 0) for method in methods)
     assert isinstance(whole.method, TrainsByGradient)
     for trainer in (whole, whole, stopped, stopped):
         trainer.apply([gradient for gradient, _ in compute_all(trainer)])

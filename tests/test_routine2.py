@@ -87,6 +87,7 @@ def test_the_fixtures_are_read_as_what_they_are(tmp_path):
 def test_cloth_is_labelled_by_its_templates(tmp_path):
     run = loop(write_fabric(tmp_path / "data", 12, 12), tmp_path / "run")
     assert run.detector == "template_difference"
+    assert run.artifact("unet-1").method == "template_unet"
     found = check_report(run, "template_difference-1")
     assert found["num_found"] == found["num_defective"] == found["boxes"]["num_true"] == found["boxes"]["num_found"] > 3
     assert found["map_10"] > 0.7
@@ -99,6 +100,7 @@ def test_cloth_is_labelled_by_its_templates(tmp_path):
 def test_tiles_without_templates_are_labelled_by_gan_inversion(tmp_path):
     run = loop(write_tiles(tmp_path / "data", 12, 6, belt=0.0), tmp_path / "run")
     assert run.detector == "gan_inversion"
+    assert run.artifact("unet-1").method == "unet"
     found = check_report(run, "gan_inversion-1")
     verdicts = labels_of(run, "gan_inversion-1")
     rows = [row for row in run.rows("online") if row.boxes]

@@ -15,14 +15,26 @@ from ssad_ray.errors import DataError
 from ssad_ray.labels.versions import read_labels
 from ssad_ray.methods.showing import with_template
 from ssad_ray.pipelines.fit import fit
+from ssad_ray.pipelines.gate import run_gate
 from ssad_ray.pipelines.label import label_online
 from ssad_ray.pipelines.prepare import prepare
 from ssad_ray.pipelines.run import open_run
 from ssad_ray.pipelines.session import session
+from ssad_ray.pipelines.train import train_on_labels
 
 HEIGHT, WIDTH = 128, 160
 LIMITS = DataConfig()
 SAMPLE = Sample("board@0", "/board.png", "pcb", "board@0")
+TRAINING = {"steps": 60, "batch_size": 4, "learning_rate": 0.004}
+SMALL = {
+    "calibration": {"folds": 2, "num_planted": 8},
+    "gate": {"num_planted": 8},
+    "segmenter": {"unet": {"width": 8, "training": TRAINING}},
+}
+
+
+def silent(_title):
+    return lambda *_: None
 
 
 def board(index: int) -> np.ndarray:
@@ -72,7 +84,7 @@ def test_a_template_that_is_missing_broken_or_of_something_else_is_refused(tmp_p
     wrong = save(tmp_path / "wrong.png", board(1))
     (tmp_path / "cut.png").write_bytes((tmp_path / "wrong.png").read_bytes()[:200])
     for uri, complaint in (
-        (None, "it has no template, and the detector compares with one"),
+        (None, "it has no template, and the model compares with one"),
         (wrong, r"its template .*wrong.png shows something else: they correlate by 0\.\d\d, needed are 0\.\d"),
         (str(tmp_path / "cut.png"), r"its template .*cut.png cannot be used: .*cut off"),
     ):
@@ -90,19 +102,25 @@ def test_boards_are_labelled_by_their_templates_and_a_wrong_template_is_a_row_wi
         save(folder / "1" / f"{index}_temp.jpg", board(index))
         (folder / "1_not").mkdir(exist_ok=True)
         (folder / "1_not" / f"{index}.txt").write_text("70 60 84 72 5\n")
-    run = open_run(tmp_path / "run", validate_config({"calibration": {"num_planted": 8}}))
+    run, detector, segmenter = open_run(tmp_path / "run", validate_config(SMALL)), "template_difference-1", "unet-1"
     with session(run.config.resources):
         prepare(run, str(tmp_path / "data"), "routine2")
         assert run.detector == "template_difference"
         wrong, *right = run.rows("online")
         save(Path(wrong.template_uri.removeprefix("file://")), board(8))
-        fit(run, "template_difference-1", run.detector, lambda _: lambda *_: None)
-        label_online(run, "template_difference-1", lambda _: lambda *_: None)
-    verdicts = {each.sample_id: each for each in read_labels(str(run.labels_path), "template_difference-1")}
-    assert "shows something else" in verdicts[wrong.sample_id].error
+        fit(run, detector, run.detector, silent)
+        run.promote(detector)
+        label_online(run, detector, silent)
+        train_on_labels(run, segmenter, detector, detector, silent)
+        assert run.artifact(segmenter).method == "template_unet"
+        label_online(run, segmenter, silent)
+        assert "planted defects found" in run_gate(run, segmenter, silent).reason
     assert len(right) == 3
-    for row in right:
-        best = max(verdicts[row.sample_id].regions, key=lambda region: region.score)
-        x0, y0, x1, y1 = best.box
-        assert x0 < 77 < x1
-        assert y0 < 66 < y1
+    for model in (detector, segmenter):
+        verdicts = {each.sample_id: each for each in read_labels(str(run.labels_path), model)}
+        assert "shows something else" in verdicts[wrong.sample_id].error
+        for row in right:
+            best = max(verdicts[row.sample_id].regions, key=lambda region: region.score)
+            x0, y0, x1, y1 = best.box
+            assert x0 < 77 < x1
+            assert y0 < 66 < y1

@@ -88,6 +88,18 @@ def test_constant_images_are_planted_or_returned_unchanged(family, level):
     assert mask.any() or np.array_equal(planted, image)
 
 
+@pytest.mark.parametrize("family", ALL)
+def test_nothing_is_planted_in_a_template(family, product):
+    template = 255 - product
+    pair = np.concatenate([product, template], axis=2)
+    planted, mask = plant(pair, generator(0, family), [family], other=np.concatenate([product, template], axis=2))
+    alone, mask_alone = plant(product, generator(0, family), [family], other=product)
+    np.testing.assert_array_equal(planted[..., 3:], template)
+    np.testing.assert_array_equal(planted[..., :3], alone)
+    np.testing.assert_array_equal(mask, mask_alone)
+    assert mask.any()
+
+
 def test_a_mask_too_small_for_a_plant_gives_the_image_back():
     image = np.full((64, 90, 3), 127, np.uint8)
     planted, mask = plant(image, generator(0), ["deform"])

@@ -28,6 +28,7 @@ DETECTORS: "dict[str, Callable[[], type[Method]]]" = {
 }
 SEGMENTERS: "dict[str, Callable[[], type[Method]]]" = {
     "unet": _lazy("unet", "UnetSegmenter"),
+    "template_unet": _lazy("template_unet", "TemplateUnet"),
 }
 METHODS = DETECTORS | SEGMENTERS
 

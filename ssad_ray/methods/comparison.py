@@ -22,9 +22,9 @@ from ssad_ray.methods.networks import Reconstructor, UNet, doubling
 from ssad_ray.methods.reference import NUM_CHANNELS, NormalReference, frame_shape
 from ssad_ray.methods.training import load_network_state, network_state
 
-_LEVELS = 4
+LEVELS = 4
 _RECONSTRUCTION_LEVELS = 3
-_WIDEST = 128
+WIDEST = 128
 
 
 class ComparisonNetwork(nn.Module):
@@ -32,7 +32,7 @@ class ComparisonNetwork(nn.Module):
 
     def __init__(self, config: ComparisonConfig, height: int, width: int) -> None:
         super().__init__()
-        widths = doubling(config.width, _LEVELS, _WIDEST)
+        widths = doubling(config.width, LEVELS, WIDEST)
         self.reference = NormalReference(height, width)
         self.reconstructor = Reconstructor(3, 3, widths[:_RECONSTRUCTION_LEVELS], config.latent)
         self.unet = UNet(NUM_CHANNELS + 6, 1, widths, DEFECT_PRIOR)

@@ -23,7 +23,7 @@ def with_template(image: NDArray[np.uint8], sample: Sample, limits: DataConfig) 
         DataError: There is no template, it cannot be read, or it shows something else.
     """
     if sample.template_uri is None:
-        raise DataError("it has no template, and the detector compares with one; name it, or take another detector")
+        raise DataError("it has no template, and the model compares with one; name it, or take another detector")
     if sample.template_uri == sample.uri:
         return np.concatenate([as_photographed(image, generator(0, "taken", sample.sample_id)), image], axis=2)
     try:

@@ -27,11 +27,16 @@ class UnetSegmenter(Comparison):
 
     def batch(self, frames: TrainingFrames, seed: int, step: int, shard: int) -> Batch:
         """Return labelled frames, good frames with planted defects, and good frames as they are."""
-        labelled, planted = self.mixture.labelled_fraction, self.mixture.planted_fraction
-        if frames.is_good_N.all():
-            labelled, planted = 0.0, labelled + planted
-        return planted_shard(frames, self.training, seed, step, shard, planted, labelled)
+        return mixed_shard(frames, self.mixture, seed, step, shard)
 
     def fit(self, frames: TrainingFrames, seed: int) -> None:
         """Train in this process."""
         train(self, frames, seed)
+
+
+def mixed_shard(frames: TrainingFrames, config: SegmenterConfig, seed: int, step: int, shard: int) -> Batch:
+    """Return a shard of labelled and good frames in the shares of the config; without labels more are planted."""
+    labelled, planted = config.labelled_fraction, config.planted_fraction
+    if frames.is_good_N.all():
+        labelled, planted = 0.0, labelled + planted
+    return planted_shard(frames, config.unet.training, seed, step, shard, planted, labelled)

@@ -99,8 +99,7 @@ class HeldOutScorer:
         for index in range(self.num_plants[sample.sample_id]):
             rng = generator(self.config.seed, "outline", sample.sample_id, index)
             frame = frames[int(rng.integers(len(frames)))]
-            planted, change = plant_several(frame[..., :3], frame[..., :3], rng)
-            planted = np.concatenate([planted, frame[..., 3:]], axis=2)
+            planted, change = plant_several(frame, frame, rng)
             _, (anomaly_map,) = self.artifact.score_frames(planted[np.newaxis], fold)
             step = int(np.ceil((anomaly_map.size / _MAX_PIXELS_PER_PLANT) ** 0.5))
             values.append(np.ascontiguousarray(anomaly_map[::step, ::step]).tobytes())

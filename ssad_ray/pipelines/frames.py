@@ -53,15 +53,14 @@ def _readable(rows: Iterable[ManifestRow], limits: DataConfig) -> Iterator[NDArr
 class AutomaticTargets:
     """Targets from a label version; how far each pixel can be trusted comes from the map of the model that made it."""
 
-    def __init__(self, artifact_path: Path, verdicts: Mapping[str, Verdict], limits: DataConfig) -> None:
+    def __init__(self, artifact_path: Path, verdicts: Mapping[str, Verdict]) -> None:
         self.artifact = load_artifact(artifact_path)
         self.verdicts = verdicts
-        self.limits = limits
 
-    def __call__(self, sample: Sample, image: NDArray[np.uint8]) -> tuple[Plane, Plane]:
-        """Return targets and weights, both (H, W)."""
+    def __call__(self, sample: Sample, shown: NDArray[np.uint8]) -> tuple[Plane, Plane]:
+        """Return targets and weights, both (H, W), for an image as the artifact is shown it."""
         assert self.artifact.calibration is not None  # noqa: S101
-        _, anomaly_map = self.artifact.score(self.artifact.shown(image, sample, self.limits))
+        _, anomaly_map = self.artifact.score(shown)
         return training_target(anomaly_map, self.verdicts[sample.sample_id], self.artifact.calibration)
 
 
@@ -72,9 +71,9 @@ class TrueTargets:
     truths: Mapping[str, GroundTruth]
     max_image_bytes: int
 
-    def __call__(self, sample: Sample, image: NDArray[np.uint8]) -> tuple[Plane, Plane]:
+    def __call__(self, sample: Sample, shown: NDArray[np.uint8]) -> tuple[Plane, Plane]:
         """Return targets and weights, both (H, W); an image of unknown truth has no weight."""
-        shape = image.shape[:2]
+        shape = shown.shape[:2]
         truth = self.truths[sample.sample_id]
         if truth.mask_uri is not None:
             mask = decode_mask(read_bytes(truth.mask_uri, self.max_image_bytes), *shape)
@@ -95,7 +94,7 @@ class FrameCutter:
         """Return the frames of one image: one of the whole image, or several random tiles; of good ones just pixels."""
         image = decode(data, self.config.data.max_image_px)
         shown = with_template(image, sample, self.config.data) if self.with_templates else image
-        planes: list[NDArray[Any]] = [shown, *(self.targets(sample, image) if self.targets else ())]
+        planes: list[NDArray[Any]] = [shown, *(self.targets(sample, shown) if self.targets else ())]
         count = 1 if self.plan.mode == "resize" else self.config.input.frames_per_image
         rng = generator(self.config.seed, "frames", sample.sample_id)
         # Of a large image a few tiles anywhere would hardly ever show a defect: every other one is cut to show one.

@@ -189,8 +189,8 @@ class PlantedJudge:
     def _plant(self, frames: Frames, sample_id: str, index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         rng = generator(self.config.seed, "gate", sample_id, index)
         frame = frames[int(rng.integers(len(frames)))]
-        planted, mask = plant(frame[..., :3], rng, HELD_OUT_FAMILIES)
-        return np.concatenate([planted, frame[..., 3:]], axis=2), body(mask)
+        planted, mask = plant(frame, rng, HELD_OUT_FAMILIES)
+        return planted, body(mask)
 
 
 def _score_by_place(results: Sequence[Row], plan: FramePlan, rows: Sequence[ManifestRow]) -> None:

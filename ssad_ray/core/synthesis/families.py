@@ -48,10 +48,10 @@ def plant(
     """Plant one visible defect of a randomly drawn family.
 
     Args:
-        image: (H, W, 3) uint8; not modified.
+        image: (H, W, 3) uint8, or on top of its template (H, W, 6), which stays as it is; not modified.
         rng: The stream that everything is drawn from.
         families: Names of `FAMILIES` to draw from; keep some back to judge with.
-        other: Another anomaly-free image, of any size, as a source of texture.
+        other: Another anomaly-free image, of any size, as a source of texture; with or without a template.
         where: (H, W) mask of the inspected part; the plant overlaps it.
 
     Returns:
@@ -63,9 +63,10 @@ def plant(
     """
     if not families or not FAMILIES.keys() >= set(families):
         raise ConfigError(f"planted defects come from the families {', '.join(FAMILIES)}; got {list(families)}")
-    site = Site(where, other)
+    picture, template = image[..., :3], image[..., 3:]
+    site = Site(where, None if other is None else other[..., :3])
     for _ in range(MAX_TRIES):
-        planted, mask = FAMILIES[families[int(rng.integers(len(families)))]](image, rng, site)
+        planted, mask = FAMILIES[families[int(rng.integers(len(families)))]](picture, rng, site)
         if np.count_nonzero(mask if where is None else mask & where) >= SMALLEST_PLANT_PX:
-            return planted, mask
+            return np.concatenate([planted, template], axis=2), mask
     return image.copy(), np.zeros(image.shape[:2], np.bool_)

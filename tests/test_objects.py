@@ -4,7 +4,7 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -95,8 +95,15 @@ def voc_by_definition(images, threshold, kind):
     return sum(max(precision[i:]) for i, hit in enumerate(hits) if hit) / num_true
 
 
+# The first detection overlaps both true boxes equally.
+TIED = boxes(
+    [(0, 0, 2, 1), (1, 0, 1, 2)], [(1, 0, 1, 1), (0, 0, 1, 1)], [-3, -3], types=["hole"] * 2, true_types=["hole"] * 2
+)
+
+
 @few_examples
 @given(images())
+@example([TIED])
 def test_coco_precision_equals_that_of_pycocotools(images):
     ours = coco_precision(images)
     if ours is None:

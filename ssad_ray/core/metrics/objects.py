@@ -179,7 +179,9 @@ def _ranked_hits(
     hits, scores = [empty], [np.zeros(0)]
     for image in images:
         order = np.argsort(-image.scores, kind="stable")
-        hits.append(_match(box_iou(image.boxes[order], image.true_boxes), thresholds, second_choice=second_choice))
+        # Of true boxes that are overlapped equally COCO's code takes the last, VOC's the first.
+        true_boxes = image.true_boxes[::-1] if second_choice else image.true_boxes
+        hits.append(_match(box_iou(image.boxes[order], true_boxes), thresholds, second_choice=second_choice))
         scores.append(image.scores[order])
     return np.concatenate(hits, axis=1)[:, np.argsort(-np.concatenate(scores), kind="stable")]
 

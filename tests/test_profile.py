@@ -10,7 +10,7 @@ from ssad_ray.core.calibration import calibrate
 from ssad_ray.core.framing import FramePlan
 from ssad_ray.core.images import encode_png
 from ssad_ray.core.profile import HeldOutProfiles, NormalProfile
-from ssad_ray.core.records import Sample
+from ssad_ray.core.records import Calibration, Sample
 from ssad_ray.methods.artifact import Artifact, load_artifact, save_artifact
 from ssad_ray.methods.judging import judge
 from ssad_ray.methods.pixel_reference import PixelReference
@@ -99,6 +99,17 @@ def test_the_place_that_makes_an_image_anomalous_is_outlined() -> None:
     assert region.box == (3, 5, 9, 9)
     without, _ = judge(replace(artifact, profile=None), sample, data, RunConfig().data, datetime.now(UTC))
     assert without.anomaly_score == image.max()
+
+
+def test_without_places_a_pixel_above_the_image_threshold_is_a_region() -> None:
+    scores = tuple(float(score) for score in range(9))
+    calibration = Calibration("by hand", 0.1, 9, 60.0, 80.0, 30.0, 4, 1.0, 2.0, scores)
+    artifact = Artifact("b-1", "b", FramePlan("resize", 32, 48), (Brightness(),), calibration, RunConfig(), {})  # type: ignore[arg-type]
+    image = np.zeros((32, 48), np.uint8)
+    image[5, 5], image[20, 20:24], image[28, 40] = 90, 70, 61
+    sample = Sample("a.png@0", "a.png", "plate", "g")
+    verdict, _ = judge(artifact, sample, encode_png(cv2.merge([image] * 3)), RunConfig().data, datetime.now(UTC))
+    assert [region.score for region in verdict.regions] == [90, 70, 61]
 
 
 def test_an_artifact_keeps_its_profile(tmp_path) -> None:

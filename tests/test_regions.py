@@ -33,7 +33,7 @@ def blank() -> Map:
 
 
 def labelled(anomaly_map: Map) -> list[DefectRegion]:
-    return to_defect_regions(anomaly_map, CALIBRATION, "a.png@0", "draem-1", NOW)
+    return to_defect_regions(anomaly_map, CALIBRATION, "a.png@0", "draem-1", NOW, CALIBRATION.image_threshold)
 
 
 def verdict(anomaly_map: Map, is_anomalous: bool, regions: list[DefectRegion]) -> Verdict:
@@ -43,7 +43,7 @@ def verdict(anomaly_map: Map, is_anomalous: bool, regions: list[DefectRegion]) -
 
 @given(arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 15)), elements=st.sampled_from([0, 1, 2, 3])))
 def test_hysteresis_is_that_of_a_plain_reconstruction(anomaly_map: Map) -> None:
-    regions, num_found = find_regions(anomaly_map, 2.5, 1.5, min_area_px=1)
+    regions, num_found = find_regions(anomaly_map, 2.5, 1.5, min_area_px=1, threshold_sure=np.inf)
     pieces, num_pieces = ndimage.label(anomaly_map > 1.5, np.ones((3, 3)))
     expected = [pieces == i for i in range(1, num_pieces + 1) if anomaly_map[pieces == i].max() > 2.5]
     assert num_found == len(regions) == len(expected)
@@ -61,7 +61,7 @@ def test_regions_come_by_falling_peak_with_tight_boxes() -> None:
     anomaly_map = blank()
     anomaly_map[10:14, 70:80] = 7
     anomaly_map[40:50, 5:8] = 9
-    regions, _ = find_regions(anomaly_map, 6.0, 3.0, min_area_px=4)
+    regions, _ = find_regions(anomaly_map, 6.0, 3.0, min_area_px=4, threshold_sure=np.inf)
     assert [(r.box, r.peak, r.area_px) for r in regions] == [((5, 40, 8, 50), 9, 30), ((70, 10, 80, 14), 7, 40)]
 
 
@@ -73,7 +73,7 @@ def test_where_seeds_differ_by_place_regions_still_come_by_falling_peak() -> Non
     seeds_above = np.full(anomaly_map.shape, 5.5, np.float32)
     seeds_above[40:50, 5:8] = 10
     seeds_above[40, 5] = 4
-    regions, _ = find_regions(anomaly_map, seeds_above, 3.0, min_area_px=4)
+    regions, _ = find_regions(anomaly_map, seeds_above, 3.0, min_area_px=4, threshold_sure=np.inf)
     assert [region.peak for region in regions] == [8, 6]
 
 
@@ -82,7 +82,7 @@ def test_a_small_piece_inside_a_hole_of_another_belongs_to_one_region_only() -> 
     anomaly_map[10:19, 10:19] = 7
     anomaly_map[12:17, 12:17] = 1
     anomaly_map[14, 14] = 9
-    (peak, ring), _ = find_regions(anomaly_map, 6.0, 3.0, min_area_px=30)
+    (peak, ring), _ = find_regions(anomaly_map, 6.0, 3.0, min_area_px=30, threshold_sure=np.inf)
     assert (peak.area_px, peak.peak) == (1, 9)
     assert (ring.area_px, ring.peak) == (81 - 1, 7)
 
@@ -90,7 +90,7 @@ def test_a_small_piece_inside_a_hole_of_another_belongs_to_one_region_only() -> 
 def test_of_small_pieces_that_rise_equally_one_is_kept() -> None:
     anomaly_map = blank()
     anomaly_map[10, 10] = anomaly_map[30, 30] = anomaly_map[50, 50] = 9
-    assert find_regions(anomaly_map, 6.0, 3.0, min_area_px=4)[1] == 1
+    assert find_regions(anomaly_map, 6.0, 3.0, min_area_px=4, threshold_sure=np.inf)[1] == 1
 
 
 def test_small_pieces_are_dropped_but_never_the_one_with_the_peak() -> None:
@@ -98,7 +98,7 @@ def test_small_pieces_are_dropped_but_never_the_one_with_the_peak() -> None:
     anomaly_map[10, 10] = 9
     anomaly_map[30, 30:32] = 8
     anomaly_map[50, 50:60] = 7
-    regions, num_found = find_regions(anomaly_map, 6.0, 3.0, min_area_px=4)
+    regions, num_found = find_regions(anomaly_map, 6.0, 3.0, min_area_px=4, threshold_sure=np.inf)
     assert [region.peak for region in regions] == [9, 7]
     assert num_found == 2
 
@@ -109,7 +109,7 @@ def test_holes_as_small_as_dropped_pieces_are_filled_and_larger_ones_stay() -> N
     anomaly_map[15, 20:23] = 1
     anomaly_map[20:22, 30:32] = 1
     anomaly_map[30, 10] = 1  # a notch in the outline is not a hole
-    (region,), _ = find_regions(anomaly_map, 6.0, 3.0, min_area_px=4)
+    (region,), _ = find_regions(anomaly_map, 6.0, 3.0, min_area_px=4, threshold_sure=np.inf)
     assert region.area_px == 30 * 50 - 4 - 1
     assert region.mask[5, 10:13].all()
     assert not region.mask[10:12, 20:22].any()
@@ -120,26 +120,26 @@ def test_a_broken_image_keeps_the_highest_regions_and_says_how_many_there_were(
 ) -> None:
     anomaly_map = np.zeros((60, 160), np.float32)
     anomaly_map[::2, ::2] = np.random.default_rng(0).permutation(np.linspace(10, 20, 30 * 80)).reshape(30, 80)
-    regions, num_found = find_regions(anomaly_map, 6.0, 3.0, min_area_px=1)
+    regions, num_found = find_regions(anomaly_map, 6.0, 3.0, min_area_px=1, threshold_sure=np.inf)
     assert (len(regions), num_found) == (MAX_REGIONS, 2400)
     assert regions[-1].peak > np.median(anomaly_map[::2, ::2])
     calibration = Calibration("by hand", 0.1, 1, 6.0, 6.0, 3.0, 1, 0.0, 1.0, (0.0,))
     caplog.set_level(logging.WARNING)
-    to_defect_regions(anomaly_map, calibration, "a.png@0", "draem-1", NOW)
+    to_defect_regions(anomaly_map, calibration, "a.png@0", "draem-1", NOW, calibration.image_threshold)
     assert "a.png@0: 2400 regions found, the 1000 highest are kept" in caplog.text
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 1), (5,), (0, 4)])
 def test_a_map_that_is_no_map_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match=r"must be \(height, width\), not empty and finite"):
-        find_regions(np.zeros(shape, np.float32), 2.0, 1.0, 1)
+        find_regions(np.zeros(shape, np.float32), 2.0, 1.0, 1, threshold_sure=np.inf)
 
 
 def test_a_map_with_a_value_that_is_not_finite_is_refused_instead_of_passing_as_normal() -> None:
     anomaly_map = blank()
     anomaly_map[3, 4] = np.nan
     with pytest.raises(DataError, match="1 values that are not finite"):
-        find_regions(anomaly_map, 2.0, 1.5, 1)
+        find_regions(anomaly_map, 2.0, 1.5, 1, threshold_sure=np.inf)
 
 
 def test_a_defect_region_records_where_it_is_and_where_it_came_from() -> None:
@@ -172,14 +172,6 @@ def test_what_makes_an_image_anomalous_by_itself_is_a_region_of_any_size() -> No
     assert (first.box, second.box) == ((5, 40, 6, 41), (60, 30, 62, 31))
     assert (first.score, second.score) == (9.0, 2.5)
     assert second.confidence == pytest.approx(0.5 / (0.5 + 4.0))
-
-
-def test_without_places_the_image_threshold_says_what_is_sure() -> None:
-    anomaly_map = blank()
-    anomaly_map[10, 10], anomaly_map[30, 30:40], anomaly_map[50, 50] = 9.0, 7.0, 8.5
-    calibration = dataclasses.replace(CALIBRATION, image_threshold=8.0)
-    regions = to_defect_regions(anomaly_map, calibration, "a.png@0", "draem-1", NOW)
-    assert [region.score for region in regions] == [9.0, 8.5, 7.0]
 
 
 def test_the_label_mask_is_the_union_of_the_regions_and_only_of_this_frame() -> None:
@@ -235,7 +227,7 @@ def test_an_image_above_every_normal_peak_gets_a_region_that_covers_its_planted_
     anomaly_map = maps[0].copy()
     anomaly_map[33:40, 71:90] += 1
     assert anomaly_map.max() > calibration.image_threshold
-    regions = to_defect_regions(anomaly_map, calibration, "a.png@0", "draem-1", NOW)
+    regions = to_defect_regions(anomaly_map, calibration, "a.png@0", "draem-1", NOW, calibration.image_threshold)
     assert regions[0].box == (71, 33, 90, 40)
 
 

@@ -66,7 +66,7 @@ def find_regions(
     threshold_high: Threshold,
     threshold_low: float,
     min_area_px: int,
-    threshold_sure: Threshold = np.inf,
+    threshold_sure: Threshold,
 ) -> tuple[list[MapRegion], int]:
     """Find the regions of a map by hysteresis.
 
@@ -110,7 +110,7 @@ def to_defect_regions(
     sample_id: str,
     model: str,
     time: datetime,
-    threshold_sure: Threshold | None = None,
+    threshold_sure: Threshold,
 ) -> list[DefectRegion]:
     """Label a map that was judged anomalous.
 
@@ -121,14 +121,14 @@ def to_defect_regions(
         model: Artifact name, for the provenance.
         time: Moment of labelling, aware of its time zone.
         threshold_sure: Map value above which a pixel makes an image anomalous by itself, one or (H, W): it is a region
-            of any size, whatever the calibration's high threshold is. The image threshold by default.
+            of any size, whatever the calibration's high threshold is.
 
     Returns:
         Regions by falling score. Where the limit of 1000 cuts some off, a warning is logged.
     """
-    sure = calibration.image_threshold if threshold_sure is None else threshold_sure
-    high, low = np.minimum(sure, np.float32(calibration.pixel_threshold_high)), calibration.pixel_threshold_low
-    regions, num_found = find_regions(anomaly_map, high, low, calibration.min_area_px, sure)
+    high = np.minimum(threshold_sure, np.float32(calibration.pixel_threshold_high))
+    low = calibration.pixel_threshold_low
+    regions, num_found = find_regions(anomaly_map, high, low, calibration.min_area_px, threshold_sure)
     if num_found > len(regions):
         _logger.warning("%s: %d regions found, the %d highest are kept", sample_id, num_found, len(regions))
     height, width = anomaly_map.shape

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from ssad_ray.config import validate_config
-from ssad_ray.core.framing import FramePlan, to_frames, to_map
-from ssad_ray.core.images import decode
+from ssad_ray.core.framing import FramePlan, Frames
+from ssad_ray.core.images import decode, resize
 from ssad_ray.methods import load_method
 from ssad_ray.methods.base import TrainingFrames
 from ssad_ray.methods.thinning import spread_out
@@ -83,7 +83,7 @@ def ours(task: dict[str, object]) -> dict[str, float]:
     paths = [Path(path) for path in task["images"]]  # type: ignore[attr-defined]
     num_train, num_features = int(str(task["train"])), int(str(task["features"]))
     plan = FramePlan("resize", SIZE_PX, SIZE_PX)
-    good = np.concatenate([to_frames(decode(path.read_bytes(), 1 << 30), plan) for path in paths[:num_train]])
+    good = np.stack([Frames(decode(path.read_bytes(), 1 << 30), plan)[0] for path in paths[:num_train]])
     width = {"width": task["width"], "training": {"steps": 1, "batch_size": 2}}
     share = {"memory": num_train * (SIZE_PX // 8) ** 2 // 10}
     config = validate_config({"detector": {"draem": width, "memory_bank": share}})
@@ -94,7 +94,8 @@ def ours(task: dict[str, object]) -> dict[str, float]:
         begun = time.perf_counter()
         for path in paths[num_train:]:
             image = decode(path.read_bytes(), 1 << 30)
-            to_map(method.score(to_frames(image, plan))[1], plan, *image.shape[:2])
+            _, (anomaly_map,) = method.score(Frames(image, plan)[0][np.newaxis])
+            resize(anomaly_map, *image.shape[:2])
         figures[title] = (time.perf_counter() - begun) / len(paths[num_train:])
     features = torch.randn(num_features, CHANNELS, generator=torch.Generator().manual_seed(0))
     begun = time.perf_counter()

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from ssad_ray.config import RunConfig, validate_config
-from ssad_ray.core.framing import FramePlan, make_plan, random_frame, to_frames, to_map
-from ssad_ray.core.images import decode
+from ssad_ray.core.framing import FramePlan, Frames, make_plan, random_frame
+from ssad_ray.core.images import decode, resize
 from ssad_ray.core.metrics.pixel import PixelHistogram
 from ssad_ray.core.records import GOOD
 from ssad_ray.core.rng import generator
@@ -57,7 +57,7 @@ def training_frames(images: list[Image], plan: FramePlan, config: RunConfig) -> 
 
 def planted(images: list[Image], plan: FramePlan) -> list[tuple[Image, Mask]]:
     """Plant defects on frames of good images, each as often as needed; every fourth stays as it is."""
-    frames = [frame for image in images for frame in to_frames(image, plan)]
+    frames = [frame for image in images for frame in Frames(image, plan)]
     frames = [frames[number % len(frames)] for number in range(max(NUM_PLANTED, len(frames)))]
     pairs = []
     for number, frame in enumerate(frames):
@@ -74,8 +74,9 @@ def figures(method: GanInversion, pairs: list[tuple[Image, Mask]], plan: FramePl
     """Return pixel AUROC and AP; without a plan the images are frames already."""
     pixels = PixelHistogram()
     for image, mask in pairs:
-        _, maps = method.score(image[np.newaxis] if plan is None else to_frames(image, plan))
-        pixels.update(maps[0] if plan is None else to_map(maps, plan, *image.shape[:2]), mask)
+        frames = None if plan is None else Frames(image, plan)
+        _, maps = method.score(image[np.newaxis] if frames is None else np.stack(list(frames)))
+        pixels.update(maps[0] if frames is None else resize(frames.join(maps), *image.shape[:2]), mask)
     result = pixels.result()
     if result is None:
         return float("nan"), float("nan")
@@ -87,7 +88,7 @@ def reconstruction_error(method: GanInversion, images: list[Image], plan: FrameP
     """Return the mean absolute difference in grey levels of good images and what is generated for them."""
     errors = []
     for image in images:
-        x = torch.from_numpy(to_frames(image, plan)).permute(0, 3, 1, 2) / 127.5 - 1.0
+        x = torch.from_numpy(np.stack(list(Frames(image, plan)))).permute(0, 3, 1, 2) / 127.5 - 1.0
         shown = method.network.generator(method.network.encoder(x))
         errors.append(127.5 * float((x - shown).abs().mean()))
     return float(np.mean(errors))

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ssad_ray.config import RunConfig
 from ssad_ray.core.calibration import calibrate
-from ssad_ray.core.framing import make_plan, to_frames
+from ssad_ray.core.framing import Frames, make_plan
 from ssad_ray.core.images import encode_png
 from ssad_ray.core.records import Sample
 from ssad_ray.core.storage import read_bytes
@@ -90,7 +90,7 @@ def make_artifact(path: Path) -> None:
     images = [picture(1000 + 5 * number + 1) for number in range(20)]
     plan = make_plan(images, config.input)
     method = PixelReference.from_config(config)
-    method.fit(TrainingFrames.of_good(np.concatenate([to_frames(image, plan) for image in images[:10]])), seed=0)
+    method.fit(TrainingFrames.of_good(np.stack([Frames(image, plan)[0] for image in images[:10]])), seed=0)
     artifact = Artifact("pixel_reference-1", "pixel_reference", plan, (method,), None, config, {})
     scored = (artifact.score(image) for image in images[10:])
     save_artifact(replace(artifact, calibration=calibrate(scored, 10, 0.1, 1e-4, 1e-3)), path)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssad_ray.config import RunConfig, validate_config
-from ssad_ray.core.framing import make_plan, to_frames
+from ssad_ray.core.framing import Frames, make_plan
 from ssad_ray.core.images import decode, decode_mask, resize
 from ssad_ray.core.metrics.evaluation import JudgedImage, evaluate
 from ssad_ray.core.records import GOOD, Prediction
@@ -50,9 +50,9 @@ def load_product(folder: str, size_px: int) -> Product:
         if row.mask_uri is not None:
             mask = decode_mask(Path(row.mask_uri).read_bytes(), *image.shape[:2])
             mask = resize(mask.astype(np.float32), plan.height, plan.width) > 0.5
-        test.append((row, to_frames(image, plan), mask))
+        test.append((row, Frames(image, plan)[0][np.newaxis], mask))
     print(f"{len(images)} good images, {len(test)} test images, frames of {plan.height} x {plan.width} px", flush=True)
-    return Product(np.concatenate([to_frames(image, plan) for image in images]), test)
+    return Product(np.stack([Frames(image, plan)[0] for image in images]), test)
 
 
 def judged(method_name: str, options: dict[str, Any], product: Product, seed: int) -> dict[str, float | None]:

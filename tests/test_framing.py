@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssad_ray.config import InputConfig
-from ssad_ray.core.framing import FramePlan, Frames, is_aligned, make_plan, random_frame, to_frames, to_map
+from ssad_ray.core.framing import FramePlan, Frames, is_aligned, joined_shape, make_plan, random_frame
+from ssad_ray.core.images import resize
 from ssad_ray.core.rng import generator
 from ssad_ray.datasets.synthetic import render_good
 
@@ -57,7 +58,7 @@ def test_tiles_are_views_until_they_are_stacked():
     assert all(np.shares_memory(frames[index], image) for index in range(len(frames)))
     batches = list(frames.batches(5))
     assert {len(each) for each in batches[:-1]} == {5}
-    np.testing.assert_array_equal(np.concatenate(batches), to_frames(image, TILES))
+    np.testing.assert_array_equal(np.concatenate(batches), list(Frames(image, TILES)))
 
 
 def test_a_mode_that_is_asked_for_is_taken():
@@ -69,10 +70,10 @@ def test_a_mode_that_is_asked_for_is_taken():
 @given(height=st.integers(3, 300), width=st.integers(3, 300), scale=st.sampled_from([0.4, 1.0, 1.7]))
 def test_tiles_cover_every_pixel_and_join_without_seams(height, width, scale):
     plan = FramePlan("tile", 64, 64, scale, 0.25)
-    frames = to_frames(np.full((height, width, 3), 7, np.uint8), plan)
-    assert frames.shape[1:] == (64, 64, 3)
-    joined = to_map(np.full(frames.shape[:3], 3.5, np.float32), plan, height, width)
-    assert joined.shape == (height, width)
+    frames = Frames(np.full((height, width, 3), 7, np.uint8), plan)
+    assert {frame.shape for frame in frames} == {(64, 64, 3)}
+    joined = frames.join(np.full((len(frames), 64, 64), 3.5, np.float32))
+    assert joined.shape == joined_shape(plan, height, width)
     assert joined.dtype == np.float32
     np.testing.assert_allclose(joined, 3.5, rtol=1e-5)
 
@@ -80,18 +81,43 @@ def test_tiles_cover_every_pixel_and_join_without_seams(height, width, scale):
 @given(height=st.integers(64, 200), width=st.integers(64, 200))
 def test_a_map_of_tiles_equals_the_map_of_the_whole_image(height, width):
     image = generator(0, height, width).integers(0, 255, (height, width, 3), np.uint8)
-    frames = to_frames(image, TILES)
-    joined = to_map(frames[..., 0].astype(np.float32), TILES, height, width)
+    frames = Frames(image, TILES)
+    joined = frames.join(frame[..., 0].astype(np.float32) for frame in frames)
     np.testing.assert_allclose(joined, image[..., 0], atol=1e-3)
+
+
+@given(height=st.integers(64, 260), width=st.integers(64, 260), index=st.integers(0, 99))
+def test_a_frame_that_shows_something_else_is_judged_as_in_the_whole_image(height, width, index):
+    def anomaly_map(frame):
+        return frame[..., 0] + frame.mean(dtype=np.float32)  # of what else the frame shows as well
+
+    image = generator(0, height, width).integers(1, 255, (height, width, 3), np.uint8)
+    frames = Frames(image.copy(), TILES)
+    index %= len(frames)
+    near, place = frames.with_frame(index, np.zeros((64, 64, 3), np.uint8))
+    np.testing.assert_array_equal(np.stack(list(frames)), np.stack(list(Frames(image, TILES))))
+    changed = Frames(image, TILES)
+    changed[index][:] = 0
+    y, x = np.argwhere(image[..., 0] == 0)[0]
+    whole = changed.join(map(anomaly_map, changed))[y : y + 64, x : x + 64]
+    np.testing.assert_allclose(near.join(map(anomaly_map, near))[place], whole, rtol=1e-5)
+
+
+def test_the_only_frame_of_an_aligned_part_is_replaced_whole():
+    frames = Frames(np.full((50, 70, 3), 9, np.uint8), FramePlan("resize", 32, 48))
+    near, place = frames.with_frame(0, np.full((32, 48, 3), 5, np.uint8))
+    (shown,) = near
+    assert (shown == 5).all()
+    assert near.join([shown[..., 0].astype(np.float32)])[place].shape == (32, 48)
 
 
 def test_a_resized_map_keeps_height_and_width_apart():
     plan = FramePlan("resize", 32, 64)
     image = np.zeros((50, 200, 3), np.uint8)
     image[40:, :20] = 255
-    frames = to_frames(image, plan)
-    assert frames.shape == (1, 32, 64, 3)
-    joined = to_map(frames[..., 0].astype(np.float32), plan, 50, 200)
+    (frame,) = frames = Frames(image, plan)
+    assert frame.shape == (32, 64, 3)
+    joined = resize(frames.join([frame[..., 0].astype(np.float32)]), 50, 200)
     assert np.unravel_index(joined.argmax(), joined.shape)[0] > 40
     assert np.unravel_index(joined.argmax(), joined.shape)[1] < 20
 
@@ -100,13 +126,12 @@ def test_a_thin_line_is_seen_where_one_side_shrinks_and_the_other_grows():
     for row in range(20, 40):
         image = np.full((1600, 20, 3), 200, np.uint8)
         image[row : row + 3] = 0
-        assert to_frames(image, FramePlan("resize", 96, 32)).min() < 185
+        assert Frames(image, FramePlan("resize", 96, 32))[0].min() < 185
 
 
 def test_a_map_that_shrinks_keeps_its_mean():
-    anomaly_map = generator(0, "map").random((1, 64, 64), np.float32)
-    joined = to_map(anomaly_map, FramePlan("resize", 64, 64), 16, 100)
-    assert joined.mean() == pytest.approx(anomaly_map.mean(), rel=0.02)
+    anomaly_map = generator(0, "map").random((64, 64), np.float32)
+    assert resize(anomaly_map, 16, 100).mean() == pytest.approx(anomaly_map.mean(), rel=0.02)
 
 
 @pytest.mark.parametrize("plan", [FramePlan("resize", 48, 32), FramePlan("tile", 48, 32, 1.5, 0.25)])
@@ -125,7 +150,7 @@ def test_training_tiles_touch_the_edges_about_as_often_as_scored_ones(length):
     starts = np.array([random_frame([column], TILES, rng)[0][0, 0] for _ in range(2000)])
     assert starts.min() == 0
     assert starts.max() == length - 64
-    scored = to_frames(np.zeros((length, 64, 3), np.uint8), TILES)
+    scored = Frames(np.zeros((length, 64, 3), np.uint8), TILES)
     assert 0.5 / len(scored) <= np.mean(starts == 0) <= 2.0 / len(scored)
     assert abs(np.mean(starts == 0) - np.mean(starts == length - 64)) < 0.05
 

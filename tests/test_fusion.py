@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ssad_ray.config import validate_config
-from ssad_ray.core.framing import to_frames
+from ssad_ray.core.framing import Frames
 from ssad_ray.core.images import decode
 from ssad_ray.core.rng import generator
 from ssad_ray.core.storage import read_bytes
@@ -101,7 +101,7 @@ def test_the_pipeline_trains_the_parts_and_learns_the_tails_from_held_out_images
     maps = []
     for row in rows:
         image = decode(read_bytes(row.uri, 1 << 30), 1 << 30)
-        maps.append(artifact.members[folds[row.sample_id]].part_maps(to_frames(image, artifact.plan)))
+        maps.append(artifact.members[folds[row.sample_id]].part_maps(np.stack(list(Frames(image, artifact.plan)))))
     for name in ("pixel_reference", "autoencoder"):
         tail = NormalTail.of(np.stack([each[name] for each in maps]))
         for member in artifact.members:

@@ -12,7 +12,7 @@ import pytest
 
 from ssad_ray.config import RunConfig
 from ssad_ray.core.calibration import calibrate
-from ssad_ray.core.framing import make_plan, to_frames
+from ssad_ray.core.framing import Frames, make_plan
 from ssad_ray.core.images import encode_png
 from ssad_ray.core.records import Sample
 from ssad_ray.datasets.manifest import ManifestRow
@@ -41,7 +41,7 @@ def save_reference(path, is_calibrated=True):
     images = [good_image(number) for number in range(24)]
     plan = make_plan(images, config(0).input)
     method = PixelReference.from_config(config(0))
-    method.fit(TrainingFrames.of_good(np.concatenate([to_frames(image, plan) for image in images[:12]])), seed=0)
+    method.fit(TrainingFrames.of_good(np.stack([Frames(image, plan)[0] for image in images[:12]])), seed=0)
     artifact = Artifact("pixel_reference-1", "pixel_reference", plan, (method,), None, config(0), {})
     if is_calibrated:
         scored = (artifact.score(image) for image in images[12:])

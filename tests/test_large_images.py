@@ -10,7 +10,7 @@ import resource
 import numpy as np
 import torch
 from ssad_ray.config import load_config
-from ssad_ray.core.framing import FramePlan, to_frames
+from ssad_ray.core.framing import FramePlan, Frames
 from ssad_ray.methods.artifact import Artifact
 from ssad_ray.methods.base import TrainingFrames
 from ssad_ray.methods.gan_inversion import GanInversion
@@ -20,7 +20,7 @@ config = load_config(None, ["detector.gan_inversion.width=8", "detector.gan_inve
 plan = FramePlan("tile", 128, 128, 0.5, 0.25)
 method = GanInversion.from_config(config)
 image = np.random.default_rng(0).integers(90, 110, (6000, 8192, 1), np.uint8).repeat(3, axis=2)
-frames = TrainingFrames.of_good(to_frames(image[:512, :640], plan))
+frames = TrainingFrames.of_good(np.stack(list(Frames(image[:512, :640], plan))))
 method.initialise(frames, 0)
 method.remember(frames, 0)
 artifact = Artifact("gan_inversion-1", "gan_inversion", plan, (method, method), None, config, {})

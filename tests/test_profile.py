@@ -112,6 +112,24 @@ def test_without_places_a_pixel_above_the_image_threshold_is_a_region() -> None:
     assert [region.score for region in verdict.regions] == [90, 70, 61]
 
 
+def test_tiles_are_judged_by_their_joined_map() -> None:
+    class Corner:
+        """A network that is wrong in a corner of every frame, where it sees least."""
+
+        def score(self, images_BHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            maps = images_BHWC[..., 0].astype(np.float32)
+            maps[:, 0, 0] += 500
+            return maps.max(axis=(1, 2)), maps
+
+    image = np.zeros((70, 90, 3), np.uint8)
+    image[40:44, 50:54] = 90
+    artifact = Artifact("c-1", "c", FramePlan("tile", 32, 32, 1.0, 0.25), (Corner(),), None, RunConfig(), {})  # type: ignore[arg-type]
+    image[0, 0] = 7  # no other tile sees this corner
+    score, anomaly_map = artifact.score(image)
+    assert score == anomaly_map.max() == anomaly_map[0, 0] == 507
+    assert anomaly_map[1:, 1:].max() < 100
+
+
 def test_an_artifact_keeps_its_profile(tmp_path) -> None:
     config = RunConfig()
     plan, profile = FramePlan("resize", HEIGHT, WIDTH), profile_of(good_maps(5))

@@ -5,8 +5,9 @@
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import cv2
 import numpy as np
@@ -23,6 +24,10 @@ MOST_SHRUNK = 16
 
 _STRIDE = 16  # every network halves its frame four times
 _THUMBNAIL_PX = 48
+
+
+Place = tuple[slice, slice]
+"""Rows and columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +92,16 @@ def _show_one_place(shapes: Sequence[tuple[int, int]], thumbnail_list: Sequence[
 
 
 class Frames:
-    """The frames that cover an image: views of it, cut when they are asked for, so that tiles take no memory.
-
-    Attributes:
-        height: Of the image, pixels.
-        width: Of the image, pixels.
-    """
+    """The frames that cover an image: views of it, cut when they are asked for, so that tiles take no memory."""
 
     def __init__(self, image: NDArray[np.uint8], plan: FramePlan) -> None:
         """Take in an image (H, W, C)."""
         self._plan = plan
-        self.height, self.width = image.shape[:2]
-        if plan.mode == "resize":
-            self._image, self._corners = resize(image, plan.height, plan.width), [(0, 0)]
-        else:
-            self._image = _pad(_scaled(image, plan.scale), plan)
-            tops, lefts = _corners(self._image.shape, plan)
+        self._shape = joined_shape(plan, *image.shape[:2])
+        self._image, self._corners = resize(image, *self._shape), [(0, 0)]
+        if plan.mode == "tile":
+            self._image = _pad(self._image, plan)
+            tops, lefts = (_starts(*each, plan.overlap) for each in zip(self._image.shape, _sides(plan), strict=False))
             self._corners = [(y, x) for y in tops for x in lefts]
 
     def __len__(self) -> int:
@@ -110,47 +109,56 @@ class Frames:
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         """Return a frame, (h, w, C) uint8."""
-        y, x = self._corners[index]
-        return self._image[y : y + self._plan.height, x : x + self._plan.width]
+        return self._image[self._place(self._corners[index])]
 
     def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
         """Yield all frames, at most so many at a time: (B, h, w, C)."""
         for at in range(0, len(self), size):
             yield np.stack([self[index] for index in range(at, min(at + size, len(self)))])
 
+    def join(self, maps: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Join the maps (each (h, w)) of all frames into one at their scale; overlaps are blended, without seams.
 
-def to_frames(image: NDArray[np.uint8], plan: FramePlan) -> NDArray[np.uint8]:
-    """Return the frames (B, h, w, 3) uint8 that cover an image (H, W, 3), all at once."""
-    frames = Frames(image, plan)
-    return next(frames.batches(len(frames)))
+        The maps are read once, in the order of the frames; the shape is that which `joined_shape` returns.
+        """
+        if self._plan.mode == "resize":
+            (whole,) = maps
+            return whole
+        window = _window(self._plan)
+        total, weight = (np.zeros(self._image.shape[:2], np.float32) for _ in range(2))
+        for anomaly_map, corner in zip(maps, self._corners, strict=True):
+            total[self._place(corner)] += anomaly_map * window
+            weight[self._place(corner)] += window
+        total /= weight
+        return total[: self._shape[0], : self._shape[1]]
 
+    def with_frame(self, index: int, frame: NDArray[np.uint8]) -> tuple[Self, Place]:
+        """Return the frames that share a pixel with one of them, which shows something else, and where that one lies.
 
-def to_map(maps: Iterable[NDArray[np.float32]], plan: FramePlan, height: int, width: int) -> NDArray[np.float32]:
-    """Join the maps of an image's frames into one (height, width) float32 map; overlaps are blended, without seams."""
-    return resize(joined(maps, plan, height, width), height, width)
+        What is joined of their maps is at this place what the whole image would give.
+        """
+        y, x = self._corners[index]
+        height, width = _sides(self._plan)
+        near = [(b, a) for b, a in self._corners if abs(b - y) < height and abs(a - x) < width]
+        (top, left), (bottom, right) = near[0], near[-1]
+        part = copy(self)
+        part._image = self._image[top : bottom + height, left : right + width].copy()
+        part._shape = part._image.shape[0], part._image.shape[1]
+        part._corners = [(b - top, a - left) for b, a in near]
+        place = self._place((y - top, x - left))
+        part._image[place] = frame
+        return part, place
+
+    def _place(self, corner: tuple[int, int]) -> Place:
+        (y, x), (height, width) = corner, _sides(self._plan)
+        return slice(y, y + height), slice(x, x + width)
 
 
 def joined_shape(plan: FramePlan, height: int, width: int) -> tuple[int, int]:
-    """Return height and width of what `joined` returns for an image of this size."""
-    return (plan.height, plan.width) if plan.mode == "resize" else _scaled_shape((height, width), plan.scale)
-
-
-def joined(maps: Iterable[NDArray[np.float32]], plan: FramePlan, height: int, width: int) -> NDArray[np.float32]:
-    """Join the maps (each (h, w)) of the frames of a (height, width) image at the scale of the frames; read once."""
+    """Return height and width of what `Frames.join` returns for an image of this size."""
     if plan.mode == "resize":
-        (whole,) = maps
-        return whole
-    scaled_height, scaled_width = joined_shape(plan, height, width)
-    padded_shape = max(scaled_height, plan.height), max(scaled_width, plan.width)
-    tops, lefts = _corners(padded_shape, plan)
-    window = _window(plan)
-    total = np.zeros(padded_shape, np.float32)
-    weight = np.zeros(padded_shape, np.float32)
-    for anomaly_map, (y, x) in zip(maps, ((y, x) for y in tops for x in lefts), strict=True):
-        total[y : y + plan.height, x : x + plan.width] += anomaly_map * window
-        weight[y : y + plan.height, x : x + plan.width] += window
-    total /= weight
-    return total[:scaled_height, :scaled_width]
+        return _sides(plan)
+    return max(1, round(height * plan.scale)), max(1, round(width * plan.scale))
 
 
 def random_frame(
@@ -162,7 +170,7 @@ def random_frame(
     """Cut the same training frame out of planes of one size (an image, its target, its weights).
 
     A target or weight plane is resized like the image; uint8 and float32 planes are accepted. Tiles lie at the image's
-    edges about as often as those of `to_frames` do, or edges would be foreign to whoever learns from them.
+    edges about as often as those of `Frames` do, or edges would be foreign to whoever learns from them.
 
     Args:
         planes: (H, W) or (H, W, C), all of one size.
@@ -170,9 +178,10 @@ def random_frame(
         rng: Where tiles lie.
         showing: (H, W); a tile shows one of these pixels, each as likely as the other. Anything where there is none.
     """
+    scaled = [resize(plane, *joined_shape(plan, *plane.shape[:2])) for plane in planes]
     if plan.mode == "resize":
-        return [resize(plane, plan.height, plan.width) for plane in planes]
-    scaled = [_pad(_scaled(plane, plan.scale), plan) for plane in planes]
+        return scaled
+    scaled = [_pad(plane, plan) for plane in scaled]
     y = _random_start(scaled[0].shape[0], plan.height, rng)
     x = _random_start(scaled[0].shape[1], plan.width, rng)
     if showing is not None and showing.any():
@@ -194,14 +203,6 @@ def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     return grey
 
 
-def _scaled_shape(shape: tuple[int, ...], scale: float) -> tuple[int, int]:
-    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
-
-
-def _scaled(plane: NDArray[Any], scale: float) -> NDArray[Any]:
-    return plane if scale == 1.0 else resize(plane, *_scaled_shape(plane.shape, scale))
-
-
 def _pad(plane: NDArray[Any], plan: FramePlan) -> NDArray[Any]:
     bottom, right = max(0, plan.height - plane.shape[0]), max(0, plan.width - plane.shape[1])
     if not bottom and not right:
@@ -209,8 +210,8 @@ def _pad(plane: NDArray[Any], plan: FramePlan) -> NDArray[Any]:
     return cv2.copyMakeBorder(plane, 0, bottom, 0, right, cv2.BORDER_REFLECT)
 
 
-def _corners(shape: tuple[int, ...], plan: FramePlan) -> tuple[list[int], list[int]]:
-    return _starts(shape[0], plan.height, plan.overlap), _starts(shape[1], plan.width, plan.overlap)
+def _sides(plan: FramePlan) -> tuple[int, int]:
+    return plan.height, plan.width
 
 
 def _starts(length: int, tile: int, overlap: float) -> list[int]:

@@ -6,11 +6,11 @@
 
 An artifact is an ensemble: one member per cross-fitting fold, each fitted without the good images of its fold, so
 that every good image has a score from a member that never saw it. Members vote by the mean of their maps. On aligned
-parts an image's score is how far its map rises above the normal profile; else it is the members' own.
+parts an image's score is how far its map rises above the normal profile; else it is the highest value of the map.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ssad_ray.config import DataConfig, RunConfig, dump_config, validate_config
-from ssad_ray.core.framing import FramePlan, Frames, joined, to_map
+from ssad_ray.core.framing import FramePlan, Frames
 from ssad_ray.core.images import resize
 from ssad_ray.core.profile import NormalProfile
 from ssad_ray.core.records import Calibration, Sample
@@ -78,34 +78,21 @@ class Artifact:
         Returns:
             The raw anomaly score and the anomaly map (H, W) float32 in the image's own frame.
         """
-        frames = Frames(image, self.plan)
-        score, joined_map = self.score_joined(frames, fold)
-        return score, resize(joined_map, frames.height, frames.width)
+        score, joined_map = self.score_joined(Frames(image, self.plan), fold)
+        return score, resize(joined_map, *image.shape[:2])
 
     def score_joined(self, frames: Frames, fold: int | None = None) -> tuple[float, NDArray[np.float32]]:
         """Score an image by its frames, a few at a time; its map stays at the frames' scale (`joined_shape`)."""
-        scores: list[NDArray[np.float32]] = []
+        batches = frames.batches(_FRAMES_PER_BATCH)
+        joined_map = frames.join(anomaly_map for batch in batches for anomaly_map in self.maps(batch, fold))
+        judged = joined_map if self.profile is None or fold is not None else self.profile.excess(joined_map)
+        return float(judged.max()), joined_map
 
-        def maps() -> Iterator[NDArray[np.float32]]:
-            for batch in frames.batches(_FRAMES_PER_BATCH):
-                batch_scores, batch_maps = self.score_frames(batch, fold)
-                scores.append(batch_scores)
-                yield from batch_maps
-
-        joined_map = joined(maps(), self.plan, frames.height, frames.width)
-        return float(np.concatenate(scores).max()), joined_map
-
-    def score_frames(
-        self, frames_BHWC: NDArray[np.uint8], fold: int | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the scores (B,) and the raw maps (B, H, W) of frames."""
+    def maps(self, frames_BHWC: NDArray[np.uint8], fold: int | None = None) -> NDArray[np.float32]:
+        """Return the raw maps (B, H, W) of frames."""
         voters = self.members if fold is None else (self.members[fold],)
-        scores, maps = (
-            np.mean(votes, axis=0) for votes in zip(*(_score(it, frames_BHWC) for it in voters), strict=True)
-        )
-        if self.profile is not None and fold is None:
-            scores = self.profile.excess(maps).max(axis=(1, 2))
-        return scores, maps
+        maps: NDArray[np.float32] = np.mean([member.score(frames_BHWC)[1] for member in voters], axis=0)
+        return maps
 
     def sure_threshold(self, height: int, width: int) -> float | NDArray[np.float32]:
         """Return the map value above which a pixel makes an image anomalous by itself; (H, W) with a profile."""
@@ -113,13 +100,7 @@ class Artifact:
         if self.profile is None:
             return self.calibration.image_threshold
         limit_HW = self.profile.mean_HW + np.float32(self.calibration.image_threshold) * self.profile.spread_HW
-        return to_map(limit_HW[np.newaxis], self.plan, height, width)
-
-
-def _score(member: Method, frames_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    chunks = range(0, len(frames_BHWC), _FRAMES_PER_BATCH)
-    scores, maps = zip(*(member.score(frames_BHWC[at : at + _FRAMES_PER_BATCH]) for at in chunks), strict=True)
-    return np.concatenate(scores), np.concatenate(maps)
+        return resize(limit_HW, height, width)
 
 
 def save_artifact(artifact: Artifact, path: Path) -> None:

@@ -175,22 +175,24 @@ class PlantedJudge:
         frames = Frames(self.artifact.shown(image, sample, self.config.data), self.artifact.plan)
         clean_score, clean_map = self.artifact.score_joined(frames, fold)
         plants = [self._plant(frames, sample.sample_id, index) for index in range(self.num_plants)]
-        scores, maps = self.artifact.score_frames(np.stack([frame for frame, _ in plants]), fold)
-        rankings = [rank_scores(m.ravel(), mask.ravel()) for m, (_, mask) in zip(maps, plants, strict=True)]
+        rankings = [rank_scores(each.ravel(), mask.ravel()) for each, mask in plants]
         has_places = self.artifact.plan.mode == "resize"
         return {
             "score": clean_score,
             "map": clean_map.tobytes() if has_places else None,
-            "planted_maps": maps.tobytes() if has_places else None,
-            "planted_scores": scores.astype(float).tolist(),
+            "planted_maps": np.stack([each for each, _ in plants]).tobytes() if has_places else None,
+            "planted_scores": [float(each.max()) for each, _ in plants],
             "planted_precisions": [ranking.average_precision if ranking else 0.0 for ranking in rankings],
         }
 
-    def _plant(self, frames: Frames, sample_id: str, index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def _plant(self, frames: Frames, sample_id: str, index: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Plant a defect on one frame; return what the image's map is there, and where the defect is, both (h, w)."""
         rng = generator(self.config.seed, "gate", sample_id, index)
-        frame = frames[int(rng.integers(len(frames)))]
-        planted, mask = plant(frame, rng, HELD_OUT_FAMILIES)
-        return planted, body(mask)
+        at = int(rng.integers(len(frames)))
+        planted, mask = plant(frames[at], rng, HELD_OUT_FAMILIES)
+        near, place = frames.with_frame(at, planted)
+        _, joined_map = self.artifact.score_joined(near, self.folds[sample_id])
+        return joined_map[place], body(mask)
 
 
 def _score_by_place(results: Sequence[Row], plan: FramePlan, rows: Sequence[ManifestRow]) -> None:

@@ -75,7 +75,7 @@ def figures(method: GanInversion, pairs: list[tuple[Image, Mask]], plan: FramePl
     pixels = PixelHistogram()
     for image, mask in pairs:
         frames = None if plan is None else Frames(image, plan)
-        _, maps = method.score(image[np.newaxis] if frames is None else np.stack(list(frames)))
+        maps = method.maps(image[np.newaxis] if frames is None else np.stack(list(frames)))
         pixels.update(maps[0] if frames is None else resize(frames.join(maps), *image.shape[:2]), mask)
     result = pixels.result()
     if result is None:

@@ -62,9 +62,11 @@ def judged(method_name: str, options: dict[str, Any], product: Product, seed: in
     images, seconds = [], []
     for row, frame, mask in product.test:
         start = time.perf_counter()
-        scores, maps = method.score(frame)
+        (anomaly_map,) = method.maps(frame)
         seconds.append(time.perf_counter() - start)
-        images.append(JudgedImage(Prediction(row.sample_id, float(scores[0]), maps[0]), row.ground_truth, None, mask))
+        images.append(
+            JudgedImage(Prediction(row.sample_id, float(anomaly_map.max()), anomaly_map), row.ground_truth, None, mask)
+        )
     return {**evaluate(images, exact=True).metrics, "seconds": float(np.median(seconds))}
 
 

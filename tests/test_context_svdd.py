@@ -94,7 +94,7 @@ def test_aligned_parts_are_remembered_by_place_and_surfaces_are_not():
         assert state["0.memory"].shape == ((*shape, 2, 64) if shape else (1000, 64))
         again = svdd(width=8)
         again.load_state(state)
-        np.testing.assert_array_equal(again.score(images)[1], method.score(images)[1])
+        np.testing.assert_array_equal(again.maps(images), method.maps(images))
 
 
 def test_a_patch_of_another_place_is_anomalous_on_aligned_parts():
@@ -105,8 +105,8 @@ def test_a_patch_of_another_place_is_anomalous_on_aligned_parts():
     method.fit(TrainingFrames.of_good(parts[:8]), 0)
     moved = parts[8].copy()
     moved[16:48, 64:96] = parts[8, 48:80, 16:48]
-    scores, maps = method.score(np.stack([parts[8], moved]))
-    assert scores[1] > 1.5 * scores[0]
+    maps = method.maps(np.stack([parts[8], moved]))
+    assert maps[1].max() > 1.5 * maps[0].max()
     row, column = np.unravel_index(maps[1].argmax(), maps[1].shape)
     assert 16 <= row < 48
     assert 64 <= column < 96
@@ -117,18 +117,16 @@ def test_large_patches_are_used_where_they_fit():
         method = svdd(width=8, memory=16, training={"steps": 1, "batch_size": 4, "shards": 1})
         method.fit(frames(height, 192, 3), 0)
         assert len(method.normal) == num_scales
-        scores, maps = method.score(frames(height, 192, 3).images_NHWC)
-        assert maps.shape == (3, height, 192)
-        np.testing.assert_array_equal(scores, maps.max((1, 2)))
+        assert method.maps(frames(height, 192, 3).images_NHWC).shape == (3, height, 192)
 
 
 def test_feature_scores_are_never_above_distance_scores():
     method = svdd(width=8, memory=64, training={"steps": 1, "batch_size": 4, "shards": 1})
     method.fit(frames(), 0)
     images = frames(num=8).images_NHWC[6:]
-    by_feature = method.score(images)[1]
+    by_feature = method.maps(images)
     method.config = method.config.model_copy(update={"score": "distance"})
-    by_distance = method.score(images)[1]
+    by_distance = method.maps(images)
     assert (by_feature <= by_distance * (1 + 1e-5)).all()
     assert (by_feature < 0.99 * by_distance).any()
 

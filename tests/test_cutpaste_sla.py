@@ -70,11 +70,9 @@ def test_a_smooth_frame_is_anomalous_among_rough_ones(density):
     method = detector(density=density, patch_px=16, compared_stage=2)
     method.initialise(given, 0)
     method.remember(given, 0)
-    own, maps = method.score(given.images_NHWC)
-    other, _ = method.score(cv2.blur(given.images_NHWC[0], (9, 9))[np.newaxis])
-    assert maps.shape == (6, 48, 64)
-    np.testing.assert_array_equal(own, maps.max((1, 2)))
-    assert other[0] > own.max()
+    own = method.maps(given.images_NHWC)
+    assert own.shape == (6, 48, 64)
+    assert method.maps(cv2.blur(given.images_NHWC[0], (9, 9))[np.newaxis]).max() > own.max()
 
 
 def test_places_count_where_frames_are_aligned_and_nowhere_else():
@@ -91,7 +89,7 @@ def test_places_count_where_frames_are_aligned_and_nowhere_else():
         method.initialise(TrainingFrames.of_good(given), 0)
         method.remember(TrainingFrames.of_good(given), 0)
         stages.append(method.compared_stage)
-        ratios.append(float(method.score(mirrored)[0][0] / method.score(given)[0].max()))
+        ratios.append(float(method.maps(mirrored).max() / method.maps(given).max()))
     assert ratios[0] > 3
     assert ratios[1] < 1.5
     assert stages == [1, 2]
@@ -103,8 +101,8 @@ def test_whole_frames_have_one_value():
     made = batch(method, given)
     assert made["images"].shape == (4, 3, 48, 64, 3)
     method.remember(given, 0)
-    scores, maps = method.score(given.images_NHWC)
-    np.testing.assert_allclose(maps, np.broadcast_to(scores[:, None, None], (4, 48, 64)), rtol=1e-5)
+    maps = method.maps(given.images_NHWC)
+    np.testing.assert_allclose(maps, np.broadcast_to(maps[:, :1, :1], (4, 48, 64)), rtol=1e-5)
 
 
 def test_ten_good_frames_are_enough_for_whole_frames():
@@ -112,9 +110,9 @@ def test_ten_good_frames_are_enough_for_whole_frames():
     method = detector(level="image")
     method.initialise(given, 0)
     method.remember(given, 0)
-    scores, _ = method.score(np.concatenate([given.images_NHWC, np.full((1, 48, 64, 3), 90, np.uint8)]))
-    assert np.isfinite(scores).all()
-    assert scores[-1] > scores[:-1].max()
+    maps = method.maps(np.concatenate([given.images_NHWC, np.full((1, 48, 64, 3), 90, np.uint8)]))
+    assert np.isfinite(maps).all()
+    assert maps[-1].max() > maps[:-1].max()
 
 
 def test_the_upsampling_kernel_has_the_golden_sums():

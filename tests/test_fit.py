@@ -70,9 +70,7 @@ def test_frames_of_no_fold_are_learnt_by_every_member(run, members):
 
 def test_a_good_image_is_calibrated_with_the_member_of_its_fold(monkeypatch):
     def member(value):
-        return SimpleNamespace(
-            score=lambda images: (np.full(len(images), value, np.float32), np.full(images.shape[:3], value, np.float32))
-        )
+        return SimpleNamespace(maps=lambda images: np.full(images.shape[:3], value, np.float32))
 
     artifact = Artifact("a", "draem", PLAN, (member(0.0), member(1.0), member(2.0)), None, RunConfig(), {})
     monkeypatch.setattr(calibrate_module, "load_artifact", lambda _: artifact)

@@ -39,10 +39,9 @@ def test_a_map_is_the_harmonic_mean_of_what_the_parts_say():
     method = Fusion.from_config(config("pixel_reference", "autoencoder"))
     method.fit(frames(), 0)
     images = frames().images_NHWC[:2]
-    scores, maps = method.score(images)
+    maps = method.maps(images)
     one, other = (1 + method.tails[name].rarity(raw) for name, raw in method.part_maps(images).items())
     np.testing.assert_allclose(1 + maps, 2 * one * other / (one + other), rtol=1e-5)
-    np.testing.assert_array_equal(scores, maps.max((1, 2)))
 
 
 def test_tails_are_learnt_from_frames_that_no_part_has_seen():
@@ -52,7 +51,7 @@ def test_tails_are_learnt_from_frames_that_no_part_has_seen():
     seen = TrainingFrames.of_good(frames().images_NHWC[[0, 1, 2, 4, 5, 6]])
     reference.fit(seen, 0)
     np.testing.assert_array_equal(reference.state()["median_HWC"], method.state()["pixel_reference.median_HWC"])
-    held_out = NormalTail.of(reference.score(frames().images_NHWC[[3, 7]])[1])
+    held_out = NormalTail.of(reference.maps(frames().images_NHWC[[3, 7]]))
     np.testing.assert_array_equal(method.tails["pixel_reference"].values_T, held_out.values_T)
 
 
@@ -65,7 +64,7 @@ def test_a_shrunk_part_sees_smaller_frames_and_its_maps_have_the_size_of_the_oth
     np.testing.assert_allclose(shrunk, frames.reshape(8, 48, 2, 64, 2, 3).mean((2, 4)), atol=0.51)
     maps = method.part_maps(frames[:2])
     assert maps["autoencoder"].shape == maps["pixel_reference"].shape == (2, 96, 128)
-    corners = method.parts["autoencoder"].score(shrunk[:2])[1][:, ::47, ::63]
+    corners = method.parts["autoencoder"].maps(shrunk[:2])[:, ::47, ::63]
     np.testing.assert_allclose(maps["autoencoder"][:, ::95, ::127], corners, rtol=1e-5)
 
 

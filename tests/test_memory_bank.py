@@ -57,7 +57,7 @@ def test_named_weights_are_stored(tmp_path):
     (tmp_path / "resnet18.safetensors").unlink()
     again = bank(weights=str(tmp_path / "resnet18.safetensors"))
     again.load_state(state)
-    np.testing.assert_array_equal(again.score(frames().images_NHWC)[0], method.score(frames().images_NHWC)[0])
+    np.testing.assert_array_equal(again.maps(frames().images_NHWC), method.maps(frames().images_NHWC))
 
 
 def test_weights_that_are_missing_or_of_another_kind_are_refused(tmp_path):

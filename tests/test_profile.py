@@ -73,9 +73,8 @@ def test_maps_that_do_not_vary_give_finite_scores(maps: np.ndarray) -> None:
 class Brightness:
     """The picture is its own anomaly map."""
 
-    def score(self, images_BHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        maps = images_BHWC[..., 0].astype(np.float32)
-        return maps.max(axis=(1, 2)), maps
+    def maps(self, images_BHWC: np.ndarray) -> np.ndarray:
+        return images_BHWC[..., 0].astype(np.float32)
 
     def state(self) -> dict[str, np.ndarray]:
         return {"nothing": np.zeros(1, np.float32)}
@@ -116,10 +115,10 @@ def test_tiles_are_judged_by_their_joined_map() -> None:
     class Corner:
         """A network that is wrong in a corner of every frame, where it sees least."""
 
-        def score(self, images_BHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def maps(self, images_BHWC: np.ndarray) -> np.ndarray:
             maps = images_BHWC[..., 0].astype(np.float32)
             maps[:, 0, 0] += 500
-            return maps.max(axis=(1, 2)), maps
+            return maps
 
     image = np.zeros((70, 90, 3), np.uint8)
     image[40:44, 50:54] = 90
@@ -141,4 +140,4 @@ def test_an_artifact_keeps_its_profile(tmp_path) -> None:
     loaded = load_artifact(tmp_path / "artifact")
     image = np.random.default_rng(0).integers(0, 9, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     assert loaded.score(image)[0] == artifact.score(image)[0] != replace(artifact, profile=None).score(image)[0]
-    assert loaded.score(image, fold=1)[0] == method.score(image[np.newaxis])[0]
+    assert loaded.score(image, fold=1)[0] == method.maps(image[np.newaxis]).max()

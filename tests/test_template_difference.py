@@ -82,7 +82,7 @@ def fitted(kind: str, true_pairs: int, radius_px: int = 1) -> TemplateDifference
 
 
 def mapped(method: Method, image: Image, template: Image) -> NDArray[np.float32]:
-    return method.score(pair(image, template)[np.newaxis])[1][0]
+    return method.maps(pair(image, template)[np.newaxis])[0]
 
 
 def test_it_says_that_it_compares_with_a_template():
@@ -169,7 +169,7 @@ def test_plain_templates_and_tiny_frames_give_finite_maps(level):
     method = unfitted()
     method.fit(TrainingFrames.of_good(plain), 0)
     assert all(np.isfinite(values).all() for values in method.state().values())
-    scores, maps = method.score(plain)
-    assert scores.max() < 1.5
+    maps = method.maps(plain)
+    assert maps.max() < 1.5
     assert maps.shape == (1, 32, 48)
-    assert np.isfinite(method.score(np.full((2, 1, 3, 6), level, np.uint8))[1]).all()
+    assert np.isfinite(method.maps(np.full((2, 1, 3, 6), level, np.uint8))).all()

@@ -71,7 +71,7 @@ def fitted(name: str) -> Method:
 def rate_found(name: str) -> float:
     """Return on how many unseen boards the pad too many stands out among all pads."""
     method, (pairs, _) = fitted(name), boards("judge", 60)
-    _, maps = method.score(pairs if is_shown_template(method) else pairs[..., :3])
+    maps = method.maps(pairs if is_shown_template(method) else pairs[..., :3])
     found = []
     for index in range(1, len(maps), 2):
         pads, extra, _ = drawn(index, "judge")
@@ -86,7 +86,8 @@ def test_only_a_segmenter_shown_the_template_tells_a_defect_from_the_design():
 
 def test_a_good_board_of_an_unseen_design_is_below_every_defective_one():
     pairs, masks = boards("judge", 20)
-    scores, maps = fitted("template_unet").score(pairs)
+    maps = fitted("template_unet").maps(pairs)
+    scores = maps.max((1, 2))
     is_defective = masks.any(axis=(1, 2))
     assert scores[is_defective].min() > scores[~is_defective].max()
     for anomaly_map, mask in zip(maps[is_defective], masks[is_defective], strict=True):
@@ -96,9 +97,8 @@ def test_a_good_board_of_an_unseen_design_is_below_every_defective_one():
 def test_an_image_on_top_of_itself_shows_nothing():
     pairs, _ = boards("judge", 20)
     template = fitted("template_unet")
-    scores, _ = template.score(pairs)
-    same, _ = template.score(np.concatenate([pairs[..., :3], pairs[..., :3]], axis=3))
-    assert same.max() < scores[1::2].min()
+    same = template.maps(np.concatenate([pairs[..., :3], pairs[..., :3]], axis=3))
+    assert same.max() < template.maps(pairs)[1::2].max((1, 2)).min()
 
 
 def test_what_is_beyond_the_band_is_that_of_a_plain_search_of_the_neighbourhood():

@@ -91,7 +91,7 @@ class Artifact:
     def maps(self, frames_BHWC: NDArray[np.uint8], fold: int | None = None) -> NDArray[np.float32]:
         """Return the raw maps (B, H, W) of frames."""
         voters = self.members if fold is None else (self.members[fold],)
-        maps: NDArray[np.float32] = np.mean([member.score(frames_BHWC)[1] for member in voters], axis=0)
+        maps: NDArray[np.float32] = np.mean([member.maps(frames_BHWC) for member in voters], axis=0)
         return maps
 
     def sure_threshold(self, height: int, width: int) -> float | NDArray[np.float32]:

@@ -64,13 +64,12 @@ class Autoencoder:
         train(self, frames, seed)
 
     @torch.inference_mode()
-    def score(self, images_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the largest smoothed residual (B,) and the residual maps (B, H, W)."""
+    def maps(self, images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the smoothed residuals (B, H, W)."""
         image = to_tensor(images_BHWC, next(self.network.parameters()).device)
         reconstruction = self.network(image)
         residual = (reconstruction - image).abs().mean(1) + 0.5 * (1.0 - ssim(reconstruction, image)).mean(1)
-        maps = np.stack([cv2.GaussianBlur(m, (0, 0), _SMOOTHING_PX) for m in residual.cpu().numpy()])
-        return maps.max(axis=(1, 2)), maps
+        return np.stack([cv2.GaussianBlur(m, (0, 0), _SMOOTHING_PX) for m in residual.cpu().numpy()])
 
     def state(self) -> State:
         """Return the weights."""

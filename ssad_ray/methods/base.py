@@ -1,4 +1,4 @@
-"""What a method is: something that learns from frames and scores frames.
+"""What a method is: something that learns from frames and says where others are anomalous.
 
 Shapes: B frames of a batch, N training frames, L of them labelled, H and W height and width of a frame, C = 3
 channels (RGB), 6 for a method that compares with a template.
@@ -59,7 +59,7 @@ class TrainingFrames:
 
 
 class Method(Protocol):
-    """A detector or a segmenter: it is fitted on frames, scores frames, and its state is a dict of arrays."""
+    """A detector or a segmenter: fitted on frames, it gives anomaly maps of others; its state is a dict of arrays."""
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
@@ -68,8 +68,8 @@ class Method(Protocol):
     def fit(self, frames: TrainingFrames, seed: int) -> None:
         """Learn from frames, in this process."""
 
-    def score(self, images_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return raw scores (B,) and anomaly maps (B, H, W), float32, in one unit; higher is more anomalous."""
+    def maps(self, images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return raw anomaly maps (B, H, W), float32; higher is more anomalous."""
 
     def state(self) -> State:
         """Everything that was learnt, as named arrays."""

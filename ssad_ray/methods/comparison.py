@@ -72,10 +72,11 @@ class Comparison:
         return found + reconstruction_loss(reconstruction, clean, batch["is_good"])
 
     @torch.inference_mode()
-    def score(self, images_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the largest logit (B,) and the logit maps (B, H, W)."""
+    def maps(self, images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the logits (B, H, W)."""
         _, logits = self.network(to_tensor(images_BHWC, next(self.network.parameters()).device))
-        return logits.amax((1, 2)).cpu().numpy(), logits.cpu().numpy()
+        numbers: NDArray[np.float32] = logits.cpu().numpy()
+        return numbers
 
     def state(self) -> State:
         """Return weights and reference."""

@@ -140,8 +140,8 @@ class ContextSvdd:
         ]
 
     @torch.inference_mode()
-    def score(self, images_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the largest value (B,) and the maps (B, H, W)."""
+    def maps(self, images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the joined ratios of both scales (B, H, W)."""
         batch, height, width = images_BHWC.shape[:3]
         maps = torch.ones(batch, height, width, device=device())
         for scale, (features, normal) in enumerate(zip(self._features(images_BHWC), self.normal, strict=True)):
@@ -149,7 +149,7 @@ class ContextSvdd:
             kernel = gaussian_kernel(side, side, _SPREAD).to(device())
             spread = spread_over_pixels(ratios, kernel, STRIDES_PX[scale], height, width)
             maps *= spread ** (0.5**scale)
-        return maps.amax((1, 2)).cpu().numpy(), maps.cpu().numpy()
+        return maps.cpu().numpy()
 
     def _features(self, images_BHWC: NDArray[np.uint8]) -> list[Tensor]:
         """Return the maps of features of frames, (B, h, w, D) per scale."""

@@ -151,14 +151,14 @@ class CutPasteSla:
             self.density = (Gaussian.by_place if is_by_place else Gaussian.everywhere)(features_NhwD)
 
     @torch.inference_mode()
-    def score(self, images_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the largest value (B,) and the maps (B, H, W)."""
+    def maps(self, images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return how unlikely the patches over each pixel are (B, H, W)."""
         assert self.density is not None, "a detector is fitted before it scores"  # noqa: S101
         # Frame by frame, so that a score does not depend on what it is computed beside.
         scores_Bhw = torch.cat([self.density.score(self._features(image)[None]) for image in images_BHWC])
         kernel = gaussian_kernel(*self._patch_sides(images_BHWC[0]), _SIGMA).to(device())
         maps = spread_over_pixels(scores_Bhw, kernel, self.config.stride_px, *images_BHWC.shape[1:3])
-        return maps.amax((1, 2)).cpu().numpy(), maps.cpu().numpy()
+        return maps.cpu().numpy()
 
     def _features(self, image_HWC: NDArray[np.uint8]) -> Tensor:
         """Return the features of all patches of a frame (h, w, D), of unit length."""

@@ -65,7 +65,7 @@ class Fusion:
         """Return the raw maps (B, H, W) of every part."""
         _, height, width, _ = images_BHWC.shape
         return {
-            name: np.stack([resize(map_, height, width) for map_ in part.score(self.shown_to(name, images_BHWC))[1]])
+            name: np.stack([resize(map_, height, width) for map_ in part.maps(self.shown_to(name, images_BHWC))])
             for name, part in self.parts.items()
         }
 
@@ -73,11 +73,10 @@ class Fusion:
         """Learn from each part's map values on held-out good images, in any shape."""
         self.tails = {name: NormalTail.of(values[name]) for name in self.parts}
 
-    def score(self, images_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the highest values (B,) of the maps, and the maps (B, H, W)."""
+    def maps(self, images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return how rare the parts together call every pixel (B, H, W)."""
         rarity_PBHW = np.stack([self.tails[name].rarity(maps) for name, maps in self.part_maps(images_BHWC).items()])
-        maps = agreed(rarity_PBHW)
-        return maps.max(axis=(1, 2)), maps
+        return agreed(rarity_PBHW)
 
     def state(self) -> State:
         """Return what the parts learnt, and the tails once they are there."""

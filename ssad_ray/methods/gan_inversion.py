@@ -118,8 +118,8 @@ class GanInversion:
         self.suspicious_above = float(np.quantile(scores, self.config.refine_above))
 
     @torch.no_grad()
-    def score(self, images_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the largest value (B,) and the maps (B, H, W): a mean of ratios to what is usual, at least 0."""
+    def maps(self, images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the mean of ratios to what is usual (B, H, W), at least 0."""
         maps = []
         for x, z, y in self._shown(images_BHWC):
             chunk = self._maps(x, y)
@@ -127,8 +127,7 @@ class GanInversion:
                 one = slice(index, index + 1)
                 chunk[one] = self._maps(x[one], self._inverted(x[one], z[one], y[one]))
             maps.append(chunk)
-        maps_BHW = torch.cat(maps)
-        return maps_BHW.amax((1, 2)).cpu().numpy(), maps_BHW.cpu().numpy()
+        return torch.cat(maps).cpu().numpy()
 
     def _shown(self, images_BHWC: NDArray[np.uint8]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield frames in [-1, 1], their latents by the encoder and what is generated from those, a few at a time."""

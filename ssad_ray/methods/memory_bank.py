@@ -99,15 +99,14 @@ class MemoryBank:
         self.normal = NormalPatches.of(maps, is_aligned(list(images)), self.config.memory, self._apart, rng)
 
     @torch.inference_mode()
-    def score(self, images_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the largest value (B,) and the maps (B, H, W)."""
+    def maps(self, images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the smoothed ratios (B, H, W)."""
         assert self.normal is not None, "a detector is fitted before it scores"  # noqa: S101
         height, width = images_BHWC.shape[1:3]
         ratios = self.normal.ratios(self._features(images_BHWC))[:, None]
         enlarged = functional.interpolate(ratios, (height, width), mode="bilinear")[:, 0].cpu().numpy()
         sigma_px = _SMOOTHING * (height * width) ** 0.5
-        maps = np.stack([cv2.GaussianBlur(each, (0, 0), sigma_px) for each in enlarged])
-        return maps.max(axis=(1, 2)), maps
+        return np.stack([cv2.GaussianBlur(each, (0, 0), sigma_px) for each in enlarged])
 
     def _features(self, images_BHWC: NDArray[np.uint8]) -> Tensor:
         features: Tensor = self.network(to_tensor(images_BHWC, device()))

@@ -39,11 +39,10 @@ class PixelReference:
         """Take the median and the spread of the good frames; the seed has nothing to decide."""
         self.median_HWC, self.spread_HWC = median_and_spread(frames.images_NHWC[frames.is_good_N])
 
-    def score(self, images_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the largest smoothed deviation (B,) and the maps (B, H, W), in robust standard deviations."""
+    def maps(self, images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the smoothed deviations (B, H, W), in robust standard deviations."""
         deviation = np.abs(images_BHWC.astype(np.float32) - self.median_HWC) / self.spread_HWC
-        maps = np.stack([cv2.GaussianBlur(m, (0, 0), self.config.blur_px) for m in deviation.max(axis=3)])
-        return maps.max(axis=(1, 2)), maps
+        return np.stack([cv2.GaussianBlur(m, (0, 0), self.config.blur_px) for m in deviation.max(axis=3)])
 
     def state(self) -> State:
         """Return the two images that were learnt."""

@@ -96,10 +96,9 @@ class TemplateDifference:
         peaks_NS = [[scale_HW.max() for scale_HW in self._scales(self._residuals(pair))] for pair in pairs]
         return np.asarray(np.median(peaks_NS, axis=0), np.float32)
 
-    def score(self, images_BHWC: Pixels) -> tuple[Floats, Floats]:
-        """Return the largest value (B,) and the maps (B, H, W) of pairs (B, H, W, 6)."""
-        maps = np.stack([self._map(pair) for pair in images_BHWC])
-        return maps.max(axis=(1, 2)), maps
+    def maps(self, images_BHWC: Pixels) -> Floats:
+        """Return the highest of the scales (B, H, W) of pairs (B, H, W, 6)."""
+        return np.stack([self._map(pair) for pair in images_BHWC])
 
     def _map(self, pair_HWC: Pixels) -> Floats:
         scales = (

@@ -101,6 +101,19 @@ def test_an_image_on_top_of_itself_shows_nothing():
     assert same.max() < template.maps(pairs)[1::2].max((1, 2)).min()
 
 
+def test_every_second_good_pair_shows_its_template_photographed_anew():
+    pads, _, rng = drawn(0, "learn")
+    template = board(pads, rng)
+    frames = TrainingFrames.of_good(np.concatenate([template, template], axis=2)[np.newaxis])
+    method = load_method("template_unet").from_config(config())
+    pairs = np.concatenate([method.batch(frames, 0, step, shard)["clean"] for step in range(40) for shard in range(2)])
+    differing = [pair for pair in pairs if (pair[..., :3] != pair[..., 3:]).any()]
+    assert 0.4 < len(differing) / len(pairs) < 0.6
+    assert len({pair[..., :3].tobytes() for pair in differing}) == len(differing)
+    changes = [np.abs(pair[..., :3].astype(float) - pair[..., 3:]) for pair in differing]
+    assert all(0 < np.median(change) < 5 < change.max() for change in changes)
+
+
 def test_what_is_beyond_the_band_is_that_of_a_plain_search_of_the_neighbourhood():
     rng = generator(0, "band")
     image, template = (rng.random((1, 3, 7, 9)) for _ in range(2))

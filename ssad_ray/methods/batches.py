@@ -5,6 +5,7 @@ Every item is a pure function of (seed, step, item), so it does not matter which
 Shapes: B items of a shard, H W height and width of a frame.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -21,6 +22,9 @@ HELD_OUT_FAMILIES = ("missing", "poisson")
 """Never trained on: the gate judges with them."""
 
 Batch = dict[str, NDArray[Any]]
+Retake = Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]
+"""Makes of a good frame another one that is as good."""
+
 Planes = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]
 
 _ANOTHER = 0.5  # odds of one more plant
@@ -39,6 +43,7 @@ def planted_shard(
     shard: int,
     planted_fraction: float,
     labelled_fraction: float = 0.0,
+    retake: Retake | None = None,
 ) -> Batch:
     """Make one shard of a batch.
 
@@ -50,6 +55,7 @@ def planted_shard(
         shard: Which part of the batch.
         planted_fraction: Share of items that are good frames with planted defects.
         labelled_fraction: Share of items that are labelled frames; the rest are good frames as they are.
+        retake: What is done to every good frame before anything is planted.
 
     Returns:
         `clean` and `image` (B, H, W, 3) uint8, before and after planting; `target` and `weight` (B, H, W) and
@@ -65,7 +71,7 @@ def planted_shard(
             items.append((image, image, target, weight, np.float32(0)))
             continue
         clean, target, weight = _varied(_draw(frames, frames.is_good_N, rng), rng)
-        image = clean
+        image = clean = retake(clean, rng) if retake else clean
         if kind < labelled_fraction + planted_fraction:
             other = _draw(frames, frames.is_good_N, rng)[0]
             image, change = plant_several(clean, other, rng)

@@ -24,12 +24,14 @@ from ssad_ray.methods.batches import Batch
 from ssad_ray.methods.comparison import LEVELS, WIDEST
 from ssad_ray.methods.losses import DEFECT_PRIOR, segmentation_loss
 from ssad_ray.methods.networks import UNet, coordinates, doubling
+from ssad_ray.methods.template_pairs import as_photographed
 from ssad_ray.methods.training import load_network_state, network_state, train
 from ssad_ray.methods.unet import mixed_shard
 
 _NUM_CHANNELS = 14
 _TOLERANCE_PX = 1
 _AMPLIFIED = 3.0
+_RETAKEN = 0.5
 
 
 class TemplateNetwork(nn.Module):
@@ -55,6 +57,18 @@ def beyond_band(image_BCHW: Tensor, template_BCHW: Tensor) -> Tensor:
     high = functional.max_pool2d(template_BCHW, side, 1, _TOLERANCE_PX)
     low = -functional.max_pool2d(-template_BCHW, side, 1, _TOLERANCE_PX)
     return functional.relu(image_BCHW - high) - functional.relu(low - image_BCHW)
+
+
+def _retaken(pair_HWC: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Return a good pair, or its template photographed anew.
+
+    A template that is all there is of a design was photographed once before frames were cut. What a network has seen of
+    that one photograph it knows by heart, and the next one would be an alarm.
+    """
+    if rng.random() > _RETAKEN:
+        return pair_HWC
+    template = np.ascontiguousarray(pair_HWC[..., 3:])
+    return np.concatenate([as_photographed(template, rng), template], axis=2)
 
 
 class TemplateUnet:
@@ -83,7 +97,7 @@ class TemplateUnet:
 
     def batch(self, frames: TrainingFrames, seed: int, step: int, shard: int) -> Batch:
         """Return labelled frames, good frames with defects planted in the image, and good frames as they are."""
-        return mixed_shard(frames, self.mixture, seed, step, shard)
+        return mixed_shard(frames, self.mixture, seed, step, shard, _retaken)
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Find what is defective."""

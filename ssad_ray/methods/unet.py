@@ -8,7 +8,7 @@ from typing import Self
 
 from ssad_ray.config import RunConfig, SegmenterConfig
 from ssad_ray.methods.base import TrainingFrames
-from ssad_ray.methods.batches import Batch, planted_shard
+from ssad_ray.methods.batches import Batch, Retake, planted_shard
 from ssad_ray.methods.comparison import Comparison
 from ssad_ray.methods.training import train
 
@@ -34,9 +34,11 @@ class UnetSegmenter(Comparison):
         train(self, frames, seed)
 
 
-def mixed_shard(frames: TrainingFrames, config: SegmenterConfig, seed: int, step: int, shard: int) -> Batch:
+def mixed_shard(
+    frames: TrainingFrames, config: SegmenterConfig, seed: int, step: int, shard: int, retake: Retake | None = None
+) -> Batch:
     """Return a shard of labelled and good frames in the shares of the config; without labels more are planted."""
     labelled, planted = config.labelled_fraction, config.planted_fraction
     if frames.is_good_N.all():
         labelled, planted = 0.0, labelled + planted
-    return planted_shard(frames, config.unet.training, seed, step, shard, planted, labelled)
+    return planted_shard(frames, config.unet.training, seed, step, shard, planted, labelled, retake)

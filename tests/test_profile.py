@@ -111,6 +111,23 @@ def test_without_places_a_pixel_above_the_image_threshold_is_a_region() -> None:
     assert [region.score for region in verdict.regions] == [90, 70, 61]
 
 
+def test_a_peak_that_sinks_when_its_map_is_enlarged_is_outlined_all_the_same() -> None:
+    calibration = Calibration(
+        "by hand", 0.1, 9, 60.0, 80.0, 30.0, 4, 1.0, 2.0, tuple(float(score) for score in range(9))
+    )
+    plan = FramePlan("tile", 32, 32, 0.5, 0.25)
+    artifact = Artifact("b-1", "b", plan, (Brightness(),), calibration, RunConfig(), {})  # type: ignore[arg-type]
+    image = np.zeros((64, 96), np.uint8)
+    image[30:32, 40:42] = 90
+    sample = Sample("a.png@0", "a.png", "plate", "g")
+    verdict, anomaly_map = judge(
+        artifact, sample, encode_png(cv2.merge([image] * 3)), RunConfig().data, datetime.now(UTC)
+    )
+    assert verdict.anomaly_score == 90 > 60 > anomaly_map.max()
+    (region,) = verdict.regions
+    assert region.box == (40, 30, 42, 32)
+
+
 def test_tiles_are_judged_by_their_joined_map() -> None:
     class Corner:
         """A network that is wrong in a corner of every frame, where it sees least."""

@@ -124,9 +124,11 @@ def to_defect_regions(
             of any size, whatever the calibration's high threshold is.
 
     Returns:
-        Regions by falling score. Where the limit of 1000 cuts some off, a warning is logged.
+        Regions by falling score, at least one. Where the limit of 1000 cuts some off, a warning is logged.
     """
     high = np.minimum(threshold_sure, np.float32(calibration.pixel_threshold_high))
+    # Enlarging a map lowers its peaks: the one that made the image anomalous may lie below what it was judged by.
+    high = high - np.float32(2.0 * max(0.0, (high - anomaly_map).min()))
     low = calibration.pixel_threshold_low
     regions, num_found = find_regions(anomaly_map, high, low, calibration.min_area_px, threshold_sure)
     if num_found > len(regions):

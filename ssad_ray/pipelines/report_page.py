@@ -91,7 +91,7 @@ def render(
     return environment.get_template("report.html.jinja").render(
         facts=facts,
         models=models,
-        headers=METRICS,
+        headers={name: METRICS[name] for name in METRICS if any(model.metrics[name] is not None for model in models)},
         best=_best([model.metrics for model in models if not model.is_yardstick]),
         missing=why_missing(facts["detector"], facts["counts"]["evaluated"][detector]),
         chart=draw_chart(points, {name: METRICS[name] for name in _CURVES}),

@@ -73,7 +73,7 @@ class Artifact:
 
         Args:
             image: What `shown` returned of it, at its own size.
-            fold: Take the member alone that did not see this fold, and its own score; all members by default.
+            fold: Take the member alone that did not see this fold, and judge its map without places; all by default.
 
         Returns:
             The raw anomaly score and the anomaly map (H, W) float32 in the image's own frame.

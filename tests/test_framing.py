@@ -129,11 +129,6 @@ def test_a_thin_line_is_seen_where_one_side_shrinks_and_the_other_grows():
         assert Frames(image, FramePlan("resize", 96, 32))[0].min() < 185
 
 
-def test_a_map_that_shrinks_keeps_its_mean():
-    anomaly_map = generator(0, "map").random((64, 64), np.float32)
-    assert resize(anomaly_map, 16, 100).mean() == pytest.approx(anomaly_map.mean(), rel=0.02)
-
-
 @pytest.mark.parametrize("plan", [FramePlan("resize", 48, 32), FramePlan("tile", 48, 32, 1.5, 0.25)])
 def test_training_planes_are_cut_at_one_place(plan):
     image = generator(0, "cut").integers(0, 255, (40, 90, 3), np.uint8)

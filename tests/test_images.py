@@ -197,3 +197,8 @@ def test_resize_gives_height_and_width_in_this_order_and_keeps_type_and_mean(hei
 def test_shrinking_takes_area_means():
     image = np.arange(24, dtype=np.float32).reshape(4, 6)
     np.testing.assert_allclose(images.resize(image, 2, 2), image.reshape(2, 2, 2, 3).mean(axis=(1, 3)))
+
+
+def test_a_map_that_shrinks_keeps_its_mean():
+    anomaly_map = np.random.default_rng(0).random((64, 64), np.float32)
+    assert images.resize(anomaly_map, 16, 100).mean() == pytest.approx(anomaly_map.mean(), rel=0.02)

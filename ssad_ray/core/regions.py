@@ -127,10 +127,12 @@ def to_defect_regions(
         Regions by falling score, at least one. Where the limit of 1000 cuts some off, a warning is logged.
     """
     high = np.minimum(threshold_sure, np.float32(calibration.pixel_threshold_high))
-    # Enlarging a map lowers its peaks: the one that made the image anomalous may lie below what it was judged by.
-    high = high - np.float32(2.0 * max(0.0, (high - anomaly_map).min()))
     low = calibration.pixel_threshold_low
     regions, num_found = find_regions(anomaly_map, high, low, calibration.min_area_px, threshold_sure)
+    if not regions:
+        # Enlarging a map lowers its peaks: the one that made the image anomalous may lie below what it was judged by.
+        high = np.nextafter(high - 2 * (high - anomaly_map).min(), np.float32(-np.inf))
+        regions, num_found = find_regions(anomaly_map, high, low, calibration.min_area_px, threshold_sure)
     if num_found > len(regions):
         _logger.warning("%s: %d regions found, the %d highest are kept", sample_id, num_found, len(regions))
     height, width = anomaly_map.shape

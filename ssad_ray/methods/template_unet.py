@@ -96,7 +96,7 @@ class TemplateUnet:
         self.network = TemplateNetwork(self.config)
 
     def batch(self, frames: TrainingFrames, seed: int, step: int, shard: int) -> Batch:
-        """Return labelled frames, good frames with defects planted in the image, and good frames as they are."""
+        """Return labelled pairs, good pairs with defects planted in the image, and good pairs; half retaken."""
         return mixed_shard(frames, self.mixture, seed, step, shard, _retaken)
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -1,9 +1,16 @@
 import dataclasses
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from ssad_ray.config import RunConfig
-from ssad_ray.pipelines.gate import Decision, GateFigures, run_gate
+from ssad_ray.core.framing import FramePlan
+from ssad_ray.core.images import encode_png
+from ssad_ray.core.records import Sample
+from ssad_ray.methods.artifact import Artifact
+from ssad_ray.pipelines import gate
+from ssad_ray.pipelines.gate import Decision, GateFigures, PlantedJudge, run_gate
 from ssad_ray.pipelines.gate import decide as decide_with_margin
 from ssad_ray.pipelines.run import open_run, write_json
 
@@ -20,6 +27,28 @@ def figures(alarms: int = 1, found: int = 50, lost_first: bool = False, precisio
         is_found.reverse()
     is_alarm = [True] * alarms + [False] * (NUM_GOOD - alarms)
     return GateFigures(tuple(is_alarm), tuple(is_found), (precision,) * 64)
+
+
+def test_plants_on_tiles_are_judged_by_the_joined_map_of_the_member_that_did_not_see_the_image(monkeypatch):
+    def member(value):
+        def maps(images_BHWC):
+            one_side = np.zeros(images_BHWC.shape[:3], np.float32)
+            one_side[:, :, :16] = value
+            return one_side
+
+        return SimpleNamespace(maps=maps)
+
+    plan = FramePlan("tile", 32, 32, 1.0, 0.5)
+    artifact = Artifact("a", "draem", plan, (member(1.0), member(2.0)), None, RunConfig(), {})
+    monkeypatch.setattr(gate, "load_artifact", lambda _: artifact)
+    judge = PlantedJudge("artifact", {"a": 1, "b": 0}, RunConfig(gate={"num_planted": 24}), 2)
+    data = encode_png(np.random.default_rng(0).integers(0, 255, (32, 80, 3), np.uint8))
+    for name, value in (("a", 2.0), ("b", 1.0)):
+        row = judge(Sample(name, name, "part", name), data)
+        assert row["score"] == value
+        assert len(row["planted_scores"]) == 12
+        # At the left end no other tile has a say; elsewhere each pixel's two tiles disagree, and the map is their weighted mean.
+        assert {round(score, 3) for score in row["planted_scores"]} == {value, round(value * 16 / 17, 3)}
 
 
 @pytest.mark.parametrize(("champion", "becomes"), [("draem-1", "unet-1"), ("unet-2", "unet-2")])

@@ -47,7 +47,7 @@ def test_plants_on_tiles_are_judged_by_the_joined_map_of_the_member_that_did_not
         row = judge(Sample(name, name, "part", name), data)
         assert row["score"] == value
         assert len(row["planted_scores"]) == 12
-        # At the left end no other tile has a say; elsewhere each pixel's two tiles disagree, and the map is their weighted mean.
+        # At the left end no other tile has a say; elsewhere two tiles disagree on each pixel, and their weights decide.
         assert {round(score, 3) for score in row["planted_scores"]} == {value, round(value * 16 / 17, 3)}
 
 

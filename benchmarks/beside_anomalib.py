@@ -13,8 +13,9 @@ size. anomalib is called at its torch models, without Lightning around them, whi
 - DRAEM: both networks of the same width, untrained: what is compared is time.
 - The coreset: from the same number of features of the same width, 384 channels, to a tenth of them.
 
-With several processes each does the whole of it, all begin at the same moment, and the last one to end counts. The
-sides take turns; the best of the turns counts.
+With several processes each scores all images, all begin at the same moment, the last one to end counts, and the coreset
+is left out. The sides take turns; the best of the turns counts. On parts that always lie alike, as bottles do,
+`memory_bank` compares a patch with what is remembered of the places around it, and anomalib with its whole memory.
 """
 
 import argparse
@@ -54,25 +55,34 @@ def main() -> None:
         "channels": CHANNELS,
     }
     sides = {"anomalib": options.anomalib_python, "ssad_ray": sys.executable}
+    scored = options.processes * len(task["score"])
+    figures = {"PatchCore, per image": scored, "DRAEM, per image": scored} | (
+        {} if options.processes > 1 else {"coreset": 1}
+    )
     turns = [
-        {side: seconds(python, f"{side}_side.py", task, options.processes) for side, python in sides.items()}
+        {
+            side: seconds(python, f"{side}_side.py", task, options.processes, len(figures))
+            for side, python in sides.items()
+        }
         for _ in range(options.turns)
     ]
     print(f"{'seconds':24}{'anomalib':>12}{'ssad_ray':>12}{'faster by':>12}")
-    for title, number in (("PatchCore, per image", 0), ("DRAEM, per image", 1), ("coreset", 2)):
-        count = options.processes * (1 if title == "coreset" else len(task["score"]))
+    for number, (title, count) in enumerate(figures.items()):
         other, own = (min(turn[side][number] for turn in turns) / count for side in sides)
         print(f"{title:24}{other:12.4f}{own:12.4f}{other / own:12.1f}")
 
 
-def seconds(python: str, script: str, task: dict[str, Any], num_processes: int) -> list[float]:
-    """Return how long the processes of a side take for PatchCore, DRAEM and the coreset."""
+def seconds(python: str, script: str, task: dict[str, Any], num_processes: int, num_figures: int) -> list[float]:
+    """Return how long the processes of a side take for PatchCore, for DRAEM, and for the coreset."""
     processes = [
         subprocess.Popen([python, HERE / script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         for _ in range(num_processes)
     ]
     tell(processes, json.dumps(task))
-    return [span(processes, script) for _ in range(3)]
+    spans = [span(processes, script) for _ in range(num_figures)]
+    for process in processes:
+        process.kill()
+    return spans
 
 
 def span(processes: list["subprocess.Popen[str]"], script: str) -> float:

@@ -174,6 +174,19 @@ def test_what_makes_an_image_anomalous_by_itself_is_a_region_of_any_size() -> No
     assert second.confidence == pytest.approx(0.5 / (0.5 + 4.0))
 
 
+def test_where_no_pixel_reaches_its_threshold_the_one_nearest_to_it_is_outlined() -> None:
+    anomaly_map, sure = blank(), np.full((64, 96), 8.0, np.float32)
+    sure[:, 48:] = 3.0
+    anomaly_map[10, 10] = 2.5
+    anomaly_map[30, 60] = 2.0  # lower, but nearer to what counts at its place
+    (region,) = to_defect_regions(anomaly_map, CALIBRATION, "a.png@0", "draem-1", NOW, sure)
+    assert (region.box, region.score) == ((60, 30, 61, 31), 2.0)
+    anomaly_map[:, :] = 1e-3
+    anomaly_map[5, 6] = 2e-3
+    (region,) = to_defect_regions(anomaly_map, CALIBRATION, "a.png@0", "draem-1", NOW, np.float32(1e6))
+    assert region.box == (6, 5, 7, 6)
+
+
 def test_the_label_mask_is_the_union_of_the_regions_and_only_of_this_frame() -> None:
     anomaly_map = blank()
     anomaly_map[10:14, 70:80] = 7

@@ -131,7 +131,9 @@ def to_defect_regions(
     regions, num_found = find_regions(anomaly_map, high, low, calibration.min_area_px, threshold_sure)
     if not regions:
         # Enlarging a map lowers its peaks: the one that made the image anomalous may lie below what it was judged by.
-        high = np.nextafter(high - 2 * (high - anomaly_map).min(), np.float32(-np.inf))
+        high = np.array(np.broadcast_to(high, anomaly_map.shape))
+        nearest = np.argmax(anomaly_map - high)
+        high.flat[nearest] = np.nextafter(anomaly_map.flat[nearest], np.float32(-np.inf))
         regions, num_found = find_regions(anomaly_map, high, low, calibration.min_area_px, threshold_sure)
     if num_found > len(regions):
         _logger.warning("%s: %d regions found, the %d highest are kept", sample_id, num_found, len(regions))

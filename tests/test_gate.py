@@ -51,6 +51,36 @@ def test_plants_on_tiles_are_judged_by_the_joined_map_of_the_member_that_did_not
         assert {round(score, 3) for score in row["planted_scores"]} == {value, round(value * 16 / 17, 3)}
 
 
+def test_an_image_that_one_of_the_models_cannot_judge_counts_for_none(monkeypatch):
+    rows = [SimpleNamespace(sample_id=name, group=name) for name in "abcd"]
+    unjudged = {"old": "b", "new": "c"}
+
+    def judged(rows, worker, *_):
+        (name,) = worker.args[:1]
+        for index, row in enumerate(rows):
+            fails = row.sample_id == unjudged[name]
+            precision = index + (10 if name == "new" else 0)
+            result = {"score": float(index), "planted_scores": [9.0], "planted_precisions": [precision]}
+            yield (
+                {"sample_id": row.sample_id, "error": "gone"}
+                if fails
+                else result | {"sample_id": row.sample_id, "error": None}
+            )
+
+    monkeypatch.setattr(gate, "stream", judged)
+    monkeypatch.setattr(gate, "assign_folds", lambda *_: dict.fromkeys("ab", 0) | dict.fromkeys("cd", 1))
+    run = SimpleNamespace(
+        rows=lambda _: rows,
+        config=RunConfig(),
+        model_path=lambda name: name,
+        artifact=lambda _: SimpleNamespace(plan=FramePlan("tile", 32, 32)),
+    )
+    old, new = gate.measure(run, ("old", "new"), lambda _: None)
+    assert old.precisions == (0, 3)
+    assert new.precisions == (10, 13)
+    assert len(old.is_alarm) == len(new.is_alarm) == 2
+
+
 @pytest.mark.parametrize(("champion", "becomes"), [("draem-1", "unet-1"), ("unet-2", "unet-2")])
 def test_a_decision_of_old_holds_against_the_champion_of_its_time_only(tmp_path, champion, becomes):
     run = open_run(tmp_path, RunConfig())

@@ -30,7 +30,7 @@ from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.batches import HELD_OUT_FAMILIES, body
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.run import Announce, Run, read_json, write_json
-from ssad_ray.pipelines.stream import Progress, Row, stream
+from ssad_ray.pipelines.stream import Row, stream
 
 _PER_PLANT = pa.list_(pa.float64())
 _SCHEMA = pa.schema(
@@ -90,10 +90,7 @@ def run_gate(run: Run, challenger: str, announce: Announce) -> Decision:
         decision, champion = Decision(**stored["decision"]), stored["champion"]["name"]
     else:
         champion = run.champion
-        old, new = (
-            measure(run.model_path(name), run.rows("train"), run.config, announce(f"{name}: gate"))
-            for name in (champion, challenger)
-        )
+        old, new = measure(run, (champion, challenger), announce)
         confidence = run.config.gate.confidence
         decision = decide(old, new, confidence, run.config.gate.precision_margin)
         figures = {
@@ -143,18 +140,32 @@ def _signed_ranks(lead: NDArray[np.float64]) -> float:
     return float(stats.wilcoxon(lead, alternative="greater").pvalue) if lead.any() else 1.0
 
 
-def measure(
-    artifact_path: Path, rows: Sequence[ManifestRow], config: RunConfig, progress: Progress | None = None
-) -> GateFigures:
-    """Judge good images, as they are and with planted defects, each by the member that did not see it."""
+def measure(run: Run, names: Sequence[str], announce: Announce) -> list[GateFigures]:
+    """Judge good images, as they are and with planted defects, each by the member that did not see it.
+
+    An image that one of the models cannot judge counts for none, so that figures can be compared one by one.
+    """
+    rows, config = run.rows("train"), run.config
     folds = assign_folds(rows, config.calibration.folds, config.seed)
-    worker = partial(PlantedJudge, artifact_path, folds, config, len(rows))
-    results = [row for row in stream(rows, worker, _SCHEMA, config, progress) if row["error"] is None]
-    plan = load_artifact(artifact_path).plan
+    judged = []
+    for name in names:
+        worker = partial(PlantedJudge, run.model_path(name), folds, config, len(rows))
+        results = stream(rows, worker, _SCHEMA, config, announce(f"{name}: gate"))
+        judged.append({row["sample_id"]: row for row in results if row["error"] is None})
+    by_all = [row for row in rows if all(row.sample_id in results for results in judged)]
+    return [
+        _figures([results[row.sample_id] for row in by_all], run.artifact(name).plan, by_all, folds, config)
+        for name, results in zip(names, judged, strict=True)
+    ]
+
+
+def _figures(
+    results: Sequence[Row], plan: FramePlan, rows: Sequence[ManifestRow], folds: Mapping[str, int], config: RunConfig
+) -> GateFigures:
     if plan.mode == "resize":
         _score_by_place(results, plan, rows)
     scores = np.array([row["score"] for row in results])
-    fold = np.array([folds[row["sample_id"]] for row in results])
+    fold = np.array([folds[row.sample_id] for row in rows])
     thresholds = _thresholds(scores, fold, config.calibration.false_alarm_level)
     found = [score > at for row, at in zip(results, thresholds, strict=True) for score in row["planted_scores"]]
     precisions = [precision for row in results for precision in row["planted_precisions"]]
@@ -197,8 +208,7 @@ class PlantedJudge:
 
 def _score_by_place(results: Sequence[Row], plan: FramePlan, rows: Sequence[ManifestRow]) -> None:
     """Replace scores by the excess over a profile that neither the image nor a near duplicate had a part in."""
-    group_of = {row.sample_id: row.group for row in rows}
-    groups = [group_of[row["sample_id"]] for row in results]
+    groups = [row.group for row in rows]
     shape = (-1, plan.height, plan.width)
     maps = np.concatenate([np.frombuffer(row["map"], np.float32).reshape(shape) for row in results])
     profiles = HeldOutProfiles(maps, groups)

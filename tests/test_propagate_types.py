@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -122,6 +123,26 @@ def test_names_that_a_person_gave_before_count_and_later_ones_replace_them(run):
     assert (after[first].defect_type, after[first].provenance.actor) == ("hole", "bob")
     assert after[other].defect_type == "hole"
     assert regions_of(run, "v3")[1].provenance.actor == "ada"
+
+
+def test_a_region_that_a_person_drew_stays_as_it_is_until_a_person_names_it(run):
+    verdicts = list(read_labels(str(run.labels_path), "v1"))
+    drawn = replace(verdicts[3].regions[0], provenance=replace(verdicts[3].regions[0].provenance, actor="eve"))
+    verdicts[3] = replace(verdicts[3], regions=(drawn, verdicts[3].regions[1]))
+    write_labels(str(run.labels_path), "drawn", verdicts, Lineage("reference-1", None, "c", "m"))
+    propagate_types(run, "drawn", named_file(run), "v2", "ada", 0.5, silent)
+    after = {each.region_id: each for each in regions_of(run, "v2")}
+    assert after.pop(drawn.region_id) == drawn
+    assert None not in {each.defect_type for each in after.values()}
+
+
+def test_a_run_that_was_stopped_before_its_last_step_can_be_given_again(run, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("ssad_ray.pipelines.propagate_types.write_labels", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            propagate_types(run, "v1", named_file(run), "v2", "ada", 0.5, silent)
+    propagate_types(run, "v1", named_file(run), "v2", "ada", 0.5, silent)
+    assert len(regions_of(run, "v2")) + 1 == len(run.types_path("v2").read_text().splitlines())
 
 
 def test_regions_of_an_image_that_broke_stay_unknown(run):
@@ -265,6 +286,14 @@ def test_regions_outside_of_the_masks_are_left_out_and_nothing_else(run, tmp_pat
     assert num_unmasked == len(before) - 2
     assert read_lineage(str(run.labels_path), version).lineage.parent == "v1"
     assert keep_inside(run, "v1", str(masks))[0] == version
+
+
+def test_masks_of_a_run_that_did_not_end_are_refused(run, tmp_path):
+    unfinished = tmp_path / "masks" / "unfinished-12345678"
+    unfinished.mkdir(parents=True)
+    (unfinished / "0.json").write_text("{}")
+    with pytest.raises(DataError, match=r"is unfinished; give the `ssad propagate-masks` command"):
+        keep_inside(run, "v1", str(tmp_path / "masks"))
 
 
 def test_masks_of_other_images_are_refused(run, tmp_path):

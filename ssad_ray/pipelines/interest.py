@@ -13,7 +13,7 @@ from ssad_ray.core.regions import label_mask
 from ssad_ray.core.storage import join, list_files, read_bytes
 from ssad_ray.errors import DataError
 from ssad_ray.labels.versions import is_sealed, read_labels, read_lineage, write_labels
-from ssad_ray.pipelines.propagate_masks import mask_name
+from ssad_ray.pipelines.propagate_masks import UNFINISHED, mask_name
 from ssad_ray.pipelines.run import Run
 
 
@@ -32,10 +32,14 @@ def keep_inside(run: Run, version: str, masks_uri: str) -> tuple[str, int]:
         The version's name, `<version>-roi-<digest of the masks>`, and of how many images with regions there is no mask.
 
     Raises:
-        DataError: There is no mask for any image with regions, or one of another size than its image.
+        DataError: The folder is unfinished, there is no mask for any image with regions, or one of another size than
+            its image.
     """
     root_uri, max_bytes = str(run.labels_path), run.config.data.max_image_bytes
-    present = {name for name in list_files(masks_uri) if name.endswith(".png")}
+    files = list_files(masks_uri)
+    if any(name.startswith(UNFINISHED) for name in files):
+        raise DataError(f"{masks_uri}: is unfinished; give the `ssad propagate-masks` command that began it again")
+    present = {name for name in files if name.endswith(".png")}
     names = [_name(verdict) for verdict in read_labels(root_uri, version) if verdict.regions]
     found = [name for name in names if name in present]
     if names and not found:

@@ -32,6 +32,7 @@ from ssad_ray.pipelines.run import Announce
 from ssad_ray.pipelines.stream import Row, stream
 
 TABLE = "masks.parquet"
+UNFINISHED = "unfinished-"
 _MAX_RECORD_BYTES = 1 << 20
 _FIELDS = [("reference", pa.string()), ("correlation", pa.float64()), ("cycle_iou", pa.float64())]
 _SCHEMA = pa.schema([("mask", pa.binary()), *_FIELDS, ("reason", pa.string())])
@@ -88,7 +89,7 @@ def propagate_masks(
     """
     rows = catalog(data_uri, config.data, announce("catalogue")).rows
     references = _references(rows, drawn_uri, config.data)
-    work_uri = join(out_uri, f"unfinished-{_digest(references, config.data)}")
+    work_uri = join(out_uri, f"{UNFINISHED}{_digest(references, config.data)}")
     records = _records(out_uri, work_uri)
     left = [row for row in rows if row.sample_id not in records]
     worker = partial(MaskCarrier, references, config.data)

@@ -52,7 +52,8 @@ def propagate_types(
 ) -> Counter[str | None]:
     """Spread the types of named regions to those that look alike, and write both as a new label version.
 
-    What a person named in an earlier version counts as named, too.
+    What a person named in an earlier version counts as named, too. A region that a person made or named is changed by
+    names that a person gives, and by nothing else.
 
     Args:
         run: Whose online stage was labelled.
@@ -78,8 +79,8 @@ def propagate_types(
     given = _given(verdicts, read_named(named_uri), person, named_uri, version)
     named = _spread(_features(run, verdicts, announce, version), given, least_share)
     time = datetime.now(UTC).isoformat()
-    write_labels(root_uri, new, (_renamed(each, named, time) for each in verdicts), lineage)
     write_text(run.types_path(new), _table(named))
+    write_labels(root_uri, new, (_renamed(each, named, time) for each in verdicts), lineage)
     return Counter(each.defect_type for each in named.values())
 
 
@@ -102,7 +103,7 @@ class RegionDescriber:
 def _given(
     verdicts: Sequence[Verdict], named: Mapping[str, str], person: str, named_uri: str, version: str
 ) -> dict[str, Named | None]:
-    """Return every region's name as a person gave it, now or before; None for the others."""
+    """Return every region's name as a person gave it, now or before; None for those that no person has touched."""
     regions = {region.region_id: region for verdict in verdicts for region in verdict.regions}
     unknown = [region_id for region_id in named if region_id not in regions]
     if unknown:
@@ -111,9 +112,9 @@ def _given(
             f"{unknown[0]!r}; its regions are called like {next(iter(regions), 'nothing: it has none')!r}"
         )
     before = {
-        region_id: Named(region.defect_type, 1.0, region.provenance.actor)
+        region_id: Named(region.defect_type, float(region.defect_type is not None), region.provenance.actor)
         for region_id, region in regions.items()
-        if region.provenance.actor != AUTO and region.defect_type is not None
+        if region.provenance.actor != AUTO
     }
     now = {region_id: Named(defect_type, 1.0, person) for region_id, defect_type in named.items()}
     return dict.fromkeys(regions) | before | now

@@ -135,18 +135,23 @@ def test_a_detector_that_does_not_exist_uses_up_no_folder(tmp_path):
 @pytest.mark.parametrize(
     ("protocol", "templates", "name", "detector"),
     [
-        ("full", True, "auto", "draem"),
-        ("routine2", True, "auto", "template_difference"),
-        ("routine2", False, "auto", "gan_inversion"),
-        ("routine2", True, "autoencoder", "autoencoder"),
+        ("full", 1.0, "auto", "draem"),
+        ("routine2", 1.0, "auto", "template_difference"),
+        ("routine2", 0.8, "auto", "template_difference"),
+        ("routine2", 0.2, "auto", "gan_inversion"),
+        ("routine2", 0.0, "auto", "gan_inversion"),
+        ("routine2", 1.0, "autoencoder", "autoencoder"),
     ],
 )
 def test_the_detector_suits_protocol_and_images_unless_it_is_named(tmp_path, protocol, templates, name, detector):
     run = open_run(tmp_path / "run", validate_config({"detector": {"name": name}}))
-    good = [replace(row, defect_type="good") for row in rows(8)]
-    shown = [replace(row, template_uri="/template" if templates else None) for row in good]
-    write_manifest(shown, str(run.manifest_path))
-    save_split(split(shown, protocol, 0), "data", protocol, 0, str(run.split_path))
+    good = [replace(row, defect_type="good") for row in rows(20)]
+    stages = split(good, protocol, 0)
+    online = [row for row in good if stages[row.sample_id] == "online"]
+    shown = {row.sample_id for row in online[: round(templates * len(online))]}
+    for_all = [replace(row, template_uri="/template" if row.sample_id in shown else None) for row in good]
+    write_manifest(for_all, str(run.manifest_path))
+    save_split(stages, "data", protocol, 0, str(run.split_path))
     assert run.detector == detector
 
 

@@ -235,7 +235,11 @@ def test_tile_round_2_joins_templates_and_both_parts(tmp_path):
         record = {"name": f"{tile}.jpg", "category": 8, "bbox": [1, 2, 3, 4]}
         files |= {f"{part}/train_imgs/{tile}.jpg": "", f"{part}/train_template_imgs/{tile}_t.jpg": ""}
         files |= {f"{part}/train_annos.json": [record]}
-    _, entries = read(tmp_path, files)
+    test = "testB_imgs/300_1_t20201215160809596_CAM1.jpg", "testB_template_imgs/300_1_t20201215160809596_CAM1_t.jpg"
+    _, entries = read(tmp_path, files | dict.fromkeys(test, ""))
+    shown = entries.pop(test[0])
+    assert (shown.template, shown.source_stage, shown.defect_type) == (test[1], "test", None)
+    assert entries.pop(test[1]).template == test[1]
     photos = {path: entry for path, entry in entries.items() if "/train_imgs/" in path}
     assert len(photos) == 2
     assert {path for path in entries if path not in photos} == {entry.template for entry in photos.values()}

@@ -26,7 +26,7 @@ _TYPES = {
     8: "scratch",
 }
 _ANNOTATION = re.compile(r"(?P<part>(?:.+/)?)train_annos[^/]*\.json")
-_IMAGE = re.compile(r"(?P<part>(?:.+/)?)(?P<folder>train|test\w*)_imgs/(?P<name>[^/]+)")
+_IMAGE = re.compile(r"(?P<part>(?:.+/)?)(?P<folder>train|test(?!\w*template)\w*)_imgs/(?P<name>[^/]+)")
 _TEMPLATE = re.compile(r"(?:.+/)?\w*template_imgs/[^/]+")
 _TILE = re.compile(r"(?P<tile>.+?)_t\d+_CAM\d+")
 

@@ -133,8 +133,13 @@ def test_an_artifact_reloads_to_the_same_scores(method, request, tmp_path):
 def test_a_seed_reaches_every_random_stream(name):
     first, again, other = (fitted(name, seed, steps=4).state() for seed in (0, 0, 1))
     assert all(np.array_equal(first[key], again[key]) for key in first)
-    if isinstance(load_method(name).from_config(config()), TrainsByGradient):
+    method = load_method(name).from_config(config())
+    if isinstance(method, TrainsByGradient):
         assert any(not np.array_equal(first[key], other[key]) for key in first)
+        frames = TrainingFrames.of_good(shown_to(method, GOOD))
+        method.initialise(frames, 0)
+        one, another = (method.batch(frames, seed, 0, 0) for seed in (0, 1))
+        assert any(not np.array_equal(one[key], another[key]) for key in one)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if hasattr(load_method(name), "batch")])
@@ -169,6 +174,11 @@ def test_an_artifact_is_never_overwritten_and_never_half_read(tmp_path):
         (tmp_path / "a" / name).write_bytes(b"broken: [")
         with pytest.raises(ArtifactError, match="not a readable artifact folder"):
             load_artifact(tmp_path / "a")
+    save_artifact(artifact, tmp_path / "b")
+    for text in ("[]", '{"format": 2}', '{"format": 2, "method": "pixel_reference", "num_members": "many"}'):
+        (tmp_path / "b" / "artifact.json").write_text(text)
+        with pytest.raises(ArtifactError, match=r"b/artifact.json lacks a field, or has one of another kind"):
+            load_artifact(tmp_path / "b")
     (tmp_path / "a" / "artifact.json").write_text('{"format": 1}')
     with pytest.raises(ArtifactError, match="artifact format 1; this version reads 2"):
         load_artifact(tmp_path / "a")

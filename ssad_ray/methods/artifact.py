@@ -143,8 +143,14 @@ def load_artifact(path: Path) -> Artifact:
             raise ArtifactError(f"{path} has artifact format {described.get('format')!r}; this version reads {_FORMAT}")
         config = validate_config(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
         weights = load_file(path / "weights.safetensors")
+        return _artifact(described, config, weights, path)
     except (OSError, ValueError, yaml.YAMLError, SafetensorError, ConfigError) as error:
         raise ArtifactError(f"{path} is not a readable artifact folder: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path}/artifact.json lacks a field, or has one of another kind: {error}") from error
+
+
+def _artifact(described: Mapping[str, Any], config: RunConfig, weights: State, path: Path) -> Artifact:
     members = [
         _load_member(described["method"], config, _member_state(weights, index), path)
         for index in range(described["num_members"])

@@ -1,4 +1,4 @@
-"""The ablations of SCL-VI on one product: what its encoder is learnt from, and which encoder it is.
+"""The ablations of SCL-VI on one product: what its encoder is learnt from, which one it is, and what is a distance.
 
     python benchmarks/context_svdd_ablation.py FOLDER [--vary pretext] [--steps 1500] [--seeds 3]
     python benchmarks/context_svdd_ablation.py FOLDER --vary encoder --good 12 --every 4 --threads 2
@@ -13,7 +13,11 @@ from one_member import Product, cell, judged, load_product
 
 from ssad_ray.methods.devices import make_repeatable
 
-VARIANTS = {"pretext": ("context", "jigsaw", "rotation", "permutation", "none"), "encoder": ("dense", "paper")}
+VARIANTS = {
+    "pretext": ("context", "jigsaw", "rotation", "permutation", "none"),
+    "encoder": ("dense", "paper", "published"),
+    "score": ("feature", "distance"),
+}
 METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_aupro")
 
 

@@ -5,8 +5,9 @@
 The first table is counted, without training (the paper's figure 1): crops of which so little changed that it cannot be
 seen. The others are trained, once per seed, and give the image AUROC on the test images, mean and standard deviation
 over the seeds (its tables 3 and 4), and where patches are judged pixel AUROC and AP, in frames. With
-`--steps 0` nothing is trained. The paper judges images as a whole, by one Gaussian of what leaves the last of four
-stages: `--level image --density gaussian --stages 4`.
+`--steps 0` nothing is trained. The paper judges images as a whole, by what leaves the last of four stages:
+`--level image --stages 4`. Density is one Gaussian, as in the paper; place by place, which is the detector's default,
+an untrained network does as well.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", help="one product, in a layout with a train and a test stage")
     parser.add_argument("--level", choices=("patch", "image"), default="patch")
-    parser.add_argument("--density", choices=("places", "gaussian", "kernel"), default="places")
+    parser.add_argument("--density", choices=("places", "gaussian", "kernel"), default="gaussian")
     parser.add_argument("--stages", type=int, default=2, help="residual stages that are trained")
     parser.add_argument("--size", type=int, default=256, help="frame size, px")
     parser.add_argument("--steps", type=int, default=400, help="optimizer steps of each training")
@@ -67,9 +68,9 @@ def main() -> None:
         "stages": arguments.stages,
         "training": {"steps": arguments.steps, "batch_size": arguments.batch},
     }
-    edits = [*EDITS] if arguments.level == "image" else [*EDITS, "fusion"]
     variants = [
-        {"transformation": edit, "labels": labels} for edit, labels in itertools.product(edits, ("hard", "soft"))
+        {"transformation": edit, "labels": labels}
+        for edit, labels in itertools.product([*EDITS, "fusion"], ("hard", "soft"))
     ]
     variants += [{"transformation": "scar", "alpha": alpha} for alpha in ALPHAS]
     metrics = ("image_auroc", "pixel_auroc", "pixel_ap")[: 3 if arguments.level == "patch" else 1]

@@ -25,7 +25,7 @@ from ssad_ray.datasets.catalog import catalog
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.methods.base import TrainingFrames
 from ssad_ray.methods.batches import body, plant_several
-from ssad_ray.methods.devices import make_repeatable
+from ssad_ray.methods.devices import device, make_repeatable
 from ssad_ray.methods.gan_inversion import GanInversion
 from ssad_ray.pipelines.truth import true_mask
 
@@ -88,7 +88,7 @@ def reconstruction_error(method: GanInversion, images: list[Image], plan: FrameP
     """Return the mean absolute difference in grey levels of good images and what is generated for them."""
     errors = []
     for image in images:
-        x = torch.from_numpy(np.stack(list(Frames(image, plan)))).permute(0, 3, 1, 2) / 127.5 - 1.0
+        x = torch.from_numpy(np.stack(list(Frames(image, plan)))).permute(0, 3, 1, 2).to(device()) / 127.5 - 1.0
         shown = method.network.generator(method.network.encoder(x))
         errors.append(127.5 * float((x - shown).abs().mean()))
     return float(np.mean(errors))

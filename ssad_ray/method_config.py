@@ -3,9 +3,10 @@
 Every number has bounds and a unit.
 """
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -68,7 +69,9 @@ class PatchTrainingConfig(TrainingConfig):
 class ContextSvddConfig(Section):
     """Patches compared with remembered ones, by features learnt from a pretext task."""
 
-    encoder: Literal["dense", "paper"] = Field("dense", description="paper: SCL-VI's, for patches of 32 px.")
+    encoder: Literal["dense", "paper", "published"] = Field(
+        "dense", description="paper: SCL-VI's, for patches of 32 px. published: the same as in its authors' code."
+    )
     pretext: Literal["context", "jigsaw", "rotation", "permutation", "none"] = Field(
         "context", description="What the encoder learns from, beside patch-SVDD; context is SCL-VI's."
     )
@@ -87,7 +90,7 @@ class ContextSvddConfig(Section):
 
     @model_validator(mode="after")
     def _paper_has_one_size(self) -> Self:
-        if self.encoder == "paper" and self.patch_px != 32:
+        if self.encoder != "dense" and self.patch_px != 32:
             raise ValueError(f"the paper's encoder takes patches of 32 px, not patch_px {self.patch_px}")
         return self
 
@@ -121,6 +124,12 @@ class CutPasteSlaConfig(Section):
         None, ge=1, le=4, description="Stage whose features are compared; None: the first by place, else the last."
     )
     training: EditTrainingConfig = EditTrainingConfig()
+
+    @model_validator(mode="after")
+    def _patches_leave_no_gap(self) -> Self:
+        if self.stride_px > self.patch_px:
+            raise ValueError(f"patches of patch_px {self.patch_px} leave gaps at stride_px {self.stride_px}")
+        return self
 
     @model_validator(mode="after")
     def _compared_is_trained(self) -> Self:
@@ -172,15 +181,29 @@ class TemplateDifferenceConfig(Section):
 class MemoryBankConfig(Section):
     """Features of a pretrained network compared with remembered ones."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "wide_resnet50_2"] = Field(
-        "resnet18", description="A residual network of torchvision."
-    )
+    backbone: Literal[
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet152",
+        "wide_resnet50_2",
+        "wide_resnet101_2",
+        "resnext50_32x4d",
+        "resnext101_32x8d",
+        "resnext101_64x4d",
+    ] = Field("resnet18", description="A residual network of torchvision.")
     weights: str | None = Field(
         None,
         description="Its weights, a safetensors file that every worker sees; nothing is ever downloaded. "
         "None: random ones.",
     )
     memory: int = Field(10_000, ge=16, le=10_000_000, description="Remembered features per member.")
+
+    @field_validator("weights")
+    @classmethod
+    def _absolute(cls, path: str | None) -> str | None:
+        return None if path is None else str(Path(path).absolute())
 
 
 Shrink = Annotated[int, Field(ge=1, le=8)]

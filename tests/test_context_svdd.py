@@ -5,13 +5,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ssad_ray.config import validate_config
 from ssad_ray.core.rng import generator
 from ssad_ray.errors import ConfigError
 from ssad_ray.methods.base import TrainingFrames
 from ssad_ray.methods.context_svdd import ContextSvdd
-from ssad_ray.methods.encoders import DenseEncoder, PaperEncoder, PatchEncoder
+from ssad_ray.methods.encoders import ChannelNorm, DenseEncoder, PaperEncoder, PatchEncoder
 from ssad_ray.methods.pretexts import PRETEXTS, draw, relative_positions
 
 
@@ -63,10 +64,73 @@ def test_the_other_tasks_have_their_classes(name, num_classes):
     assert labels == set(range(num_classes))
 
 
-def test_the_papers_encoder_has_its_parameters_and_sizes():
-    encoder = PaperEncoder()
+@pytest.mark.parametrize("published", [False, True])
+def test_the_papers_encoder_has_its_parameters_and_sizes(published):
+    encoder = PaperEncoder(published)
     assert sum(weight.numel() for weight in encoder.parameters()) == 3_886_720
     assert encoder(torch.zeros(1, 3, 40, 36)).shape == (1, 64, 3, 2)
+    assert sum(isinstance(layer, nn.LocalResponseNorm) for layer in encoder.modules()) == 2 * published
+    assert [layer.num_groups for layer in encoder.modules() if isinstance(layer, nn.GroupNorm)] == [
+        12, 32, 48, 48, 32, 16, 8
+    ]  # fmt: skip
+
+
+def test_only_the_dense_encoder_has_norms_of_channels():
+    for main, num in ((PaperEncoder(), 0), (DenseEncoder(32, 8), 2)):
+        modules = PatchEncoder(main, 32, 2).modules()
+        assert sum(isinstance(layer, ChannelNorm) for layer in modules) == num
+
+
+@pytest.mark.parametrize("encoder", ["paper", "published"])
+def test_the_papers_encoders_learn_and_judge(encoder):
+    method = svdd(encoder=encoder, memory=16, training={"steps": 1, "batch_size": 2, "shards": 1})
+    method.fit(frames(96, 96, 2), 0)
+    assert np.isfinite(method.maps(frames(96, 96, 2).images_NHWC[:1])).all()
+
+
+@pytest.mark.parametrize("pretext", PRETEXTS)
+@torch.no_grad()
+def test_the_loss_is_that_of_the_task_and_of_twins(pretext):
+    given = frames(192, 192, 2)
+    method = svdd(pretext=pretext, width=8, alpha=0.5, training={"batch_size": 4, "shards": 1})
+    method.initialise(given, 0)
+    batch = {name: torch.from_numpy(each) for name, each in method.batch(given, 0, 0, 0).items()}
+    expected = 0.0
+    for scale in range(2):
+        cells = [
+            method.network.encoder.of_patches(patch.permute(0, 3, 1, 2))
+            for patch in batch[f"patches.{scale}"].unbind(1)
+        ]
+        told = cells[0] - cells[1] if pretext in ("context", "jigsaw") else cells[0]
+        logits = method.network.classifiers[scale](told)
+        of_label = logits.gather(1, batch[f"label.{scale}"][:, None])[:, 0]
+        expected += float((logits.logsumexp(1) - of_label).mean() + 0.5 * (cells[0] - cells[-1]).norm(dim=1).mean())
+    assert float(method.loss(batch)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_map_is_that_of_small_patches_times_the_root_of_that_of_large_ones():
+    given = frames(192, 192, 3)
+    method = svdd(width=8, memory=16, training={"steps": 1, "batch_size": 4, "shards": 1})
+    method.fit(given, 0)
+    image = given.images_NHWC[:1]
+    both, normal = method.maps(image), method.normal
+    method.normal = [normal[0], _AlwaysOne(normal[1])]
+    small = method.maps(image)
+    method.normal = [_AlwaysOne(normal[0]), normal[1]]
+    root_of_large = method.maps(image)
+    assert np.ptp(small) > 0
+    assert np.ptp(root_of_large) > 0
+    np.testing.assert_allclose(both, small * root_of_large, rtol=1e-4)
+
+
+class _AlwaysOne:
+    """What is normal at a scale that has no say."""
+
+    def __init__(self, normal):
+        self.normal = normal
+
+    def ratios(self, maps_BhwD):
+        return torch.ones_like(self.normal.ratios(maps_BhwD))
 
 
 @pytest.mark.parametrize(("side", "main"), [(32, PaperEncoder()), (32, DenseEncoder(32, 8)), (16, DenseEncoder(16, 8))])

@@ -54,6 +54,21 @@ def test_an_edit_that_shows_nothing_is_labelled_untouched_only_by_soft_labels():
     np.testing.assert_array_equal(hard[:, 1], [[0.0, 1.0]] * 4)
 
 
+def test_the_loss_is_the_cross_entropy_with_the_targets():
+    method = detector(alpha=1.0)
+    made = {name: torch.from_numpy(each) for name, each in batch(method, frames()).items()}
+    pictures = made["images"].flatten(0, 1).permute(0, 3, 1, 2) / 255
+    shares = method.network(pictures).log_softmax(1).view(4, 3, 3)
+    expected = -(made["targets"] * shares).sum(2).mean()
+    torch.testing.assert_close(method.loss(made), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("options", "message"), [({"patch_px": 16, "stride_px": 17}, "leave gaps at stride_px 17")])
+def test_patches_that_leave_gaps_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        detector(**options)
+
+
 def test_shards_hold_different_crops_and_the_same_ones_each_time():
     first, second = (batch(detector(), frames(), shard)["images"] for shard in (0, 1))
     assert not np.array_equal(first, second)

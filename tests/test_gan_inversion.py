@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from ssad_ray.config import RunConfig, validate_config
 from ssad_ray.core.rng import generator
+from ssad_ray.methods import inversion
 from ssad_ray.methods.base import TrainingFrames
 from ssad_ray.methods.gan_inversion import GanInversion
 from ssad_ray.methods.gan_networks import Discriminator, Generator, SpectralConv
@@ -116,7 +117,7 @@ def test_a_latent_is_recovered_beside_a_defect():
     clean = torch.ones(HEIGHT, WIDTH, dtype=torch.bool)
     clean[0:40, 24:64] = False
     before, after = (float((made(each) - x).abs().mean((0, 1))[clean].mean().detach()) for each in (start, found))
-    assert after < 0.5 * before
+    assert after < 0.2 * before
     torch.testing.assert_close(refine(made, with_defect, start, usual, 0), start)
 
 
@@ -154,6 +155,21 @@ def test_progressive_reconstruction_shows_the_defect_and_leaves_the_generator_al
     inside = (..., slice(10, 20), slice(30, 50))
     assert (shown - changed)[inside].abs().mean() < 0.95 * (x - changed)[inside].abs().mean()
     assert all(torch.equal(before[name], weight) for name, weight in made.state_dict().items())
+
+
+def test_progressive_reconstruction_moves_one_group_more_in_each_stage_and_the_output_layer_never(monkeypatch):
+    made, z, x = example()
+    moved = []
+    monkeypatch.setattr(inversion, "_descend", lambda groups, *_: moved.append(groups))
+    relax_all(made, Discriminator(8), x, z, 40)
+    assert [len(groups) - 1 for groups in moved] == [1, 2, 3, 4]
+    sizes = [sum(weight.numel() for weight in group.parameters()) for group in made.groups]
+    for groups in moved:
+        found = [sum(weight.numel() for weight in group["params"]) for group in groups[1:]]
+        assert found == sizes[: len(found)]
+        rates = [group["lr"] for group in groups[1:]]
+        assert rates == sorted(rates, reverse=True)
+    assert sum(sizes[:4]) < sum(weight.numel() for weight in made.parameters())
 
 
 @pytest.mark.parametrize("relax", ["none", "masked", "dgp"])

@@ -1,5 +1,8 @@
 """PatchCore with weights of the user's."""
 
+from typing import get_args
+
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torchvision.models import get_model
 from ssad_ray.config import validate_config
 from ssad_ray.core.rng import generator
 from ssad_ray.errors import ConfigError
+from ssad_ray.method_config import MemoryBankConfig
 from ssad_ray.methods.base import TrainingFrames
 from ssad_ray.methods.memory_bank import Backbone, MemoryBank
 
@@ -42,10 +46,35 @@ def test_features_of_named_weights_are_those_of_torchvision(tmp_path):
     mean, spread = (torch.tensor(each).view(3, 1, 1) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     layers = [whole.conv1, whole.bn1, whole.relu, whole.maxpool, whole.layer1, whole.layer2]
     with torch.inference_mode():
-        features = Backbone("resnet18", tmp_path / "resnet18.safetensors")(frames_BCHW)[:, :128]
-        expected = nn.Sequential(*layers)((frames_BCHW - mean) / spread)
-    expected = functional.avg_pool2d(expected, 3, 1, 1)
+        features = Backbone("resnet18", tmp_path / "resnet18.safetensors")(frames_BCHW)
+        second = nn.Sequential(*layers)((frames_BCHW - mean) / spread)
+        third = functional.avg_pool2d(whole.layer3(second), 3, 1, 1)
+        third = functional.interpolate(third, second.shape[2:], mode="bilinear")
+    expected = torch.cat([functional.avg_pool2d(second, 3, 1, 1), third], dim=1)
     torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_a_map_holds_the_distances_to_the_nearest_feature_in_units_of_usual_ones():
+    method = bank(memory=100)
+    given = frames()
+    method.fit(given, 0)
+    image = given.images_NHWC[:1].copy()
+    image[0, 8:24, 16:40] = 255
+    memory, usual = (torch.from_numpy(method.state()[name]) for name in ("memory", "usual"))
+    assert memory.shape == (100, 384)
+    with torch.inference_mode():
+        features = method.network(torch.from_numpy(image).permute(0, 3, 1, 2) / 255)[0].permute(1, 2, 0)
+    nearest = torch.cdist(features.double(), memory.double()).amin(-1) / usual
+    enlarged = functional.interpolate(nearest[None, None], (48, 80), mode="bilinear")[0, 0].numpy()
+    expected = cv2.GaussianBlur(enlarged, (0, 0), (48 * 80) ** 0.5 / 64)
+    np.testing.assert_allclose(method.maps(image)[0], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", get_args(MemoryBankConfig.model_fields["backbone"].annotation))
+def test_every_backbone_is_made(name):
+    with torch.device("meta"):
+        stages = Backbone(name)
+    assert stages.layer3[0].conv1.in_channels == (128 if name in ("resnet18", "resnet34") else 512)
 
 
 def test_named_weights_are_stored(tmp_path):

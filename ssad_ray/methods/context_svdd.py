@@ -46,7 +46,11 @@ class ContextNetwork(nn.Module):
 
     def __init__(self, config: ContextSvddConfig, num_scales: int) -> None:
         super().__init__()
-        main = PaperEncoder() if config.encoder == "paper" else DenseEncoder(config.patch_px, config.width)
+        main = (
+            DenseEncoder(config.patch_px, config.width)
+            if config.encoder == "dense"
+            else PaperEncoder(normalises_responses=config.encoder == "published")
+        )
         self.encoder = PatchEncoder(main, config.patch_px, num_scales)
         self.classifiers = nn.ModuleList(_classifier(PRETEXTS[config.pretext].num_classes) for _ in range(num_scales))
         self.register_buffer("mean_311", torch.zeros(3, 1, 1))

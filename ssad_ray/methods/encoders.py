@@ -42,10 +42,11 @@ class DenseEncoder(nn.Sequential):
 class PaperEncoder(nn.Module):
     """SCL-VI's main encoder (Table 5) for patches of 32 px, with the paddings that its sizes imply.
 
-    Its padding and its norms, of one patch each, forbid to share work: every patch of a frame is encoded by itself.
+    Its padding and its norms, of one patch each, forbid to share work: every patch of a frame is encoded by itself. The
+    authors' code normalises responses after two of the pools, of which the paper says nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, normalises_responses: bool = False) -> None:
         super().__init__()
 
         def conv(in_channels: int, out_channels: int, kernel: int, padding: int) -> list[nn.Module]:
@@ -58,7 +59,7 @@ class PaperEncoder(nn.Module):
             return nn.MaxPool2d(3, 2, padding)
 
         def response() -> nn.Module:
-            return nn.LocalResponseNorm(5, 1e-4, 0.75)
+            return nn.LocalResponseNorm(5, 1e-4, 0.75) if normalises_responses else nn.Identity()
 
         self.layers = nn.Sequential(
             *conv(3, 96, 5, 0), nn.ReLU(), pool(1), response(),
@@ -85,12 +86,13 @@ class PatchEncoder(nn.Module):
 
     def __init__(self, main: nn.Module, side_px: int, num_scales: int) -> None:
         super().__init__()
+        norm = ChannelNorm(FEATURES) if isinstance(main, DenseEncoder) else nn.Identity()
         self.main = main
         self.side_px = side_px
         self.num_scales = num_scales
         if num_scales > 1:
             self.join = nn.Conv2d(FEATURES, 128, 2)
-            self.out = nn.Sequential(nn.Conv2d(128, FEATURES, 1), ChannelNorm(FEATURES), nn.Tanh())
+            self.out = nn.Sequential(nn.Conv2d(128, FEATURES, 1), norm, nn.Tanh())
 
     def of_patches(self, x_BCHW: Tensor) -> Tensor:
         """Map patches (B, 3, K, K) or (B, 3, 2 K, 2 K) to features (B, D)."""

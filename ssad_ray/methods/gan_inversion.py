@@ -79,7 +79,8 @@ class GanInversion:
         """Add up the losses of both players, so that their gradients come out in one pass (hinge loss).
 
         Encoder and generator are judged by a discriminator whose weights are constants, and the discriminator is shown
-        generated crops that are constants: neither loss moves the other player.
+        generated crops that are constants: neither loss moves the other player. Only the
+        limit of the gradient's norm, as for every method, is one for both.
         """
         encoder, generator_, discriminator = self.network.encoder, self.network.generator, self.network.discriminator
         real = batch["image"].permute(0, 3, 1, 2).float() / 127.5 - 1.0

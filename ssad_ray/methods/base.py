@@ -122,7 +122,7 @@ class ComparesWithTemplate(Protocol):
     All its frames, those to learn from and those to score, have six channels, uint8: the image's RGB, then that of the
     template in the image's own frame (`ssad_ray.core.registration.Registered.template`). They are stacked before a
     frame is cut, so that a frame shows the same place twice. Where no template lies, both are the image. A good image
-    that is a template itself is stacked on itself.
+    that is a template itself is shown as if photographed once more (`ssad_ray.methods.showing`).
     """
 
     compares_with_template: ClassVar[bool]

@@ -1,10 +1,11 @@
-"""Detectors of one product side by side: figures over runs (one per seed), images per second, size of the artifact.
+"""Detectors of one product side by side: figures over runs (one per seed), time to fit, images per second, size.
 
 .venv/bin/python benchmarks/compare_detectors.py --images $DATA/mvtec_ad/bottle/test/good runs/context-* runs/fusion-*
 
 Runs whose artifacts have the same name and frame size make one column. Each was fitted and evaluated (`ssad fit`,
-`ssad evaluate`). Speed is that of the first run of a column: from the bytes of a file to score and map, one image at a
-time, by all members of the artifact, after two images to warm up. Columns take turns; the median of all counts.
+`ssad evaluate`). Times and size are those of the first run of a column: `ssad fit` as the run noted it, and from the
+bytes of a file to score and map, one image at a time, by all members of the artifact, after two images to warm up.
+Columns take turns; the median of all counts.
 """
 
 import argparse
@@ -45,6 +46,7 @@ def main() -> None:
     _print_row("runs", [str(len(paths)) for paths in columns.values()])
     for metric in METRICS:
         _print_row(metric, [_cell(paths, metric) for paths in columns.values()])
+    _print_row("fit, min", [_fit_minutes(paths[0]) for paths in columns.values()])
     artifacts = [load_artifact(paths[0]) for paths in columns.values()]
     seconds: list[list[float]] = [[] for _ in artifacts]
     for _ in range(options.turns):
@@ -53,6 +55,12 @@ def main() -> None:
     _print_row("images/s", [f"{1 / statistics.median(taken):.1f}" for taken in seconds])
     sizes = [sum(file.stat().st_size for file in paths[0].iterdir()) for paths in columns.values()]
     _print_row("artifact, MB", [f"{size / 1e6:.1f}" for size in sizes])
+
+
+def _fit_minutes(path: Path) -> str:
+    noted = path.parents[1] / "seconds.json"
+    seconds = read_json(noted).get(f"fit {path.name}") if noted.exists() else None
+    return "" if seconds is None else f"{seconds / 60:.1f}"
 
 
 def _seconds(artifact: Artifact, files: list[bytes]) -> list[float]:

@@ -13,7 +13,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from ssad_ray.cli import app
 from ssad_ray.datasets.synthetic import write_synthetic
 
 pytestmark = pytest.mark.ray
@@ -84,6 +86,36 @@ def test_the_loop_goes_from_good_images_to_a_report(finished):
     assert report["champion"] in ("draem-1", "unet-1")
     assert "train/good/broken.png" in report["counts"]["quarantined"]
     assert "<html" in (finished / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("detector", "options"),
+    [
+        (
+            "context_svdd",
+            [
+                *("input.size_px=96", "resources.train_workers=1"),
+                *(f"detector.context_svdd.{each}" for each in ("patch_px=16", "width=8", "training.steps=4")),
+            ],
+        ),
+        ("cutpaste_sla", ["detector.cutpaste_sla.training.steps=4"]),
+        (
+            "fusion",
+            [
+                *("input.size_px=96", "detector.fusion.parts={memory_bank: 1, autoencoder: 2}"),
+                *("detector.autoencoder.width=8", "detector.autoencoder.training.steps=4"),
+            ],
+        ),
+    ],
+)
+def test_every_detector_goes_through_the_loop_by_its_name(data, tmp_path, detector, options):
+    settings = [*SMALL, *(f"--set={each}" for each in (f"detector.name={detector}", *options))]
+    shown = CliRunner().invoke(app, ["loop", "--data", str(data), "--out", str(tmp_path / "run"), *settings])
+    assert shown.exit_code == 0, shown.output
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert 0.0 <= report["detector"]["pixel_auroc"] <= 1.0
+    assert report["champion"] in (f"{detector}-1", "unet-1")
+    assert pq.read_table(tmp_path / "run" / "labels" / f"{detector}-1").num_rows > 0
 
 
 def test_a_finished_loop_is_not_done_again(finished):

@@ -154,7 +154,11 @@ def test_the_figures_hold_what_was_measured(labelled: Run) -> None:
     assert 0 < truth["pooled_iou"] < 1
     assert f"{truth['num_found']} of {truth['num_defective']}" in page_of(labelled)
     assert list(facts["counts"]["quarantined"]) == ["train/good/<i>.png"]
-    assert facts["seconds"].keys() == {f"fit {name}" for name in MODELS.names}
+    assert facts["seconds"].keys() == {
+        *(f"{stage} {name}" for stage in ("fit", "evaluate") for name in MODELS.names),
+        *(f"gate {name}" for name in MODELS.segmenters),
+        *(f"label with {name}" for name in ("draem-1", "unet-1") if name in facts["label_quality"]["versions"]),
+    }
     assert facts["versions"].keys() == {"ssad_ray", "python", "torch", "ray", "numpy", "opencv"}
 
 

@@ -15,7 +15,7 @@ from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.labels.rows import SCHEMA, from_row, to_row
 from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.judging import judge
-from ssad_ray.pipelines.run import Announce, Run, write_json
+from ssad_ray.pipelines.run import Announce, Run, timed, write_json
 from ssad_ray.pipelines.stream import Progress, Row, stream
 from ssad_ray.pipelines.truth import true_mask
 
@@ -24,6 +24,7 @@ _SCHEMA = pa.schema(
 )
 
 
+@timed("evaluate")
 def evaluate_on_test(run: Run, name: str, announce: Announce) -> None:
     """Write the figures of an artifact on the test stage, unless they are there already."""
     if run.evaluation_path(name).exists():

@@ -20,13 +20,14 @@ from ssad_ray.pipelines.calibrate import calibrated
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.frames import collect_frames, plan_frames
 from ssad_ray.pipelines.fuse import train_parts, with_tails
-from ssad_ray.pipelines.run import Announce, Run
+from ssad_ray.pipelines.run import Announce, Run, timed
 from ssad_ray.pipelines.training import Member, train_members
 
 SEEN_BY_ALL = -1
 """Fold of a frame that no member leaves out."""
 
 
+@timed("fit")
 def fit(run: Run, name: str, method: str, announce: Announce) -> None:
     """Fit a detector on the run's good images, unless it is there already.
 

@@ -29,7 +29,7 @@ from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.batches import HELD_OUT_FAMILIES, body
 from ssad_ray.pipelines.folds import assign_folds
-from ssad_ray.pipelines.run import Announce, Run, read_json, write_json
+from ssad_ray.pipelines.run import Announce, Run, read_json, timed, write_json
 from ssad_ray.pipelines.stream import Row, stream
 
 _PER_PLANT = pa.list_(pa.float64())
@@ -82,6 +82,7 @@ class Decision:
     reason: str
 
 
+@timed("gate")
 def run_gate(run: Run, challenger: str, announce: Announce) -> Decision:
     """Judge a challenger against the champion and promote it if it is better; the outcome is kept and not redone."""
     path = run.gate_path(challenger)

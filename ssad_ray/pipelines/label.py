@@ -30,7 +30,7 @@ from ssad_ray.labels.rows import SCHEMA, from_row, to_row
 from ssad_ray.labels.versions import LabelVersion, Lineage, commit_labels, is_sealed, write_labels
 from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.judging import judge
-from ssad_ray.pipelines.run import Announce, Run
+from ssad_ray.pipelines.run import Announce, Run, timed
 from ssad_ray.pipelines.session import session
 from ssad_ray.pipelines.stream import (
     Job,
@@ -49,6 +49,7 @@ _COLUMNS = pa.schema([field for field in SCHEMA if field.name not in ("sample_id
 _PROGRESS_INTERVAL_S = 1.0
 
 
+@timed("label with")
 def label_online(run: Run, labeller: str, announce: Announce) -> str:
     """Label the online stage of a run with an artifact of its, unless that is done; return the version's name."""
     root_uri = str(run.labels_path)

@@ -42,35 +42,24 @@ def run_loop(run: Run, announce: Announce, *, with_yardstick: bool = False) -> P
         )
     method = run.detector
     detector = f"{method}-1"
-    with run.timed(f"fit {FLOOR}"):
-        fit(run, FLOOR, FLOOR, announce)
-    with run.timed(f"fit {detector}"):
-        fit(run, detector, method, announce)
-    transfers = {}
-    if run.config.detector.init_from is not None:
-        with run.timed("transfer"):
-            transfers = fit_beside(run, announce)
+    fit(run, FLOOR, FLOOR, announce)
+    fit(run, detector, method, announce)
+    transfers = fit_beside(run, announce) if run.config.detector.init_from is not None else {}
     if not run.champion_path.exists():
         run.promote(detector)
     segmenters = []
     labeller = detector
     for number in range(1, run.config.rounds + 1):
         segmenter = f"unet-{number}"
-        with run.timed(f"label with {labeller}"):
-            version = label_online(run, labeller, announce)
-        with run.timed(f"train {segmenter}"):
-            train_on_labels(run, segmenter, version, labeller, announce)
-        with run.timed(f"gate {segmenter}"):
-            decision = run_gate(run, segmenter, announce)
+        version = label_online(run, labeller, announce)
+        train_on_labels(run, segmenter, version, labeller, announce)
+        decision = run_gate(run, segmenter, announce)
         segmenters.append(segmenter)
         labeller = segmenter if decision.is_promoted else labeller
-    with run.timed(f"label with {run.champion}"):
-        label_online(run, run.champion, announce)
+    label_online(run, run.champion, announce)
     if with_yardstick:
-        with run.timed(f"train {YARDSTICK}"):
-            train_on_truth(run, YARDSTICK, detector, announce)
+        train_on_truth(run, YARDSTICK, detector, announce)
     models = Models(FLOOR, detector, tuple(segmenters), YARDSTICK if with_yardstick else None, transfers)
     for name in models.names:
-        with run.timed(f"evaluate {name}"):
-            evaluate_on_test(run, name, announce)
+        evaluate_on_test(run, name, announce)
     return write_report(run, models, announce)

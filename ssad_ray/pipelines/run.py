@@ -20,8 +20,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import yaml
 
@@ -38,6 +39,9 @@ AUTO = "auto"
 
 Announce = Callable[[str], Callable[..., None]]
 """Called with the title of a piece of work; what it returns is called with (done, total, …) as the work goes on."""
+
+
+StageFunction = TypeVar("StageFunction", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,20 @@ class Run:
         rows = read_manifest(str(self.manifest_path))
         stages = load_split(str(self.split_path), rows)
         return [row for row in rows if stages[row.sample_id] == stage]
+
+
+def timed(stage: str) -> Callable[[StageFunction], StageFunction]:
+    """Make a function of a run and a model's name add its time to the run's seconds, as `<stage> <name>`."""
+
+    def decorate(function: StageFunction) -> StageFunction:
+        @wraps(function)
+        def run_timed(run: Run, name: str, *args: Any) -> Any:
+            with run.timed(f"{stage} {name}"):
+                return function(run, name, *args)
+
+        return cast(StageFunction, run_timed)
+
+    return decorate
 
 
 def open_run(path: Path, config: RunConfig) -> Run:

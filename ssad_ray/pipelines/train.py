@@ -13,11 +13,12 @@ from ssad_ray.methods.template_unet import TemplateUnet
 from ssad_ray.pipelines.fit import SEEN_BY_ALL, fit_members
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.frames import AutomaticTargets, MakeTargets, TrueTargets, collect_frames
-from ssad_ray.pipelines.run import Announce, Run
+from ssad_ray.pipelines.run import Announce, Run, timed
 
 SEGMENTER, TEMPLATE_SEGMENTER = "unet", "template_unet"
 
 
+@timed("train")
 def train_on_labels(run: Run, name: str, label_version: str, labeller: str, announce: Announce) -> None:
     """Train a segmenter on a label version of the online stage, unless it is there already.
 
@@ -45,6 +46,7 @@ def train_on_labels(run: Run, name: str, label_version: str, labeller: str, anno
     _train(run, name, label_version, labeller, make_targets, announce)
 
 
+@timed("train")
 def train_on_truth(run: Run, name: str, labeller: str, announce: Announce) -> None:
     """Train the same segmenter on the true masks of the online stage: the yardstick that hand labels would set."""
     if run.model_path(name).exists():

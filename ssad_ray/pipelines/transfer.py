@@ -16,7 +16,8 @@ def fit_beside(run: Run, announce: Announce) -> dict[str, str]:
     zero_shot, scratch = f"{method}-zero-shot", f"{method}-scratch"
     if not run.model_path(zero_shot).exists():
         source = load_source(run)
-        publish(run, zero_shot, replace(source, name=zero_shot, calibration=None, profile=None), announce)
+        with run.timed(f"fit {zero_shot}"):
+            publish(run, zero_shot, replace(source, name=zero_shot, calibration=None, profile=None), announce)
     detector = run.config.detector.model_copy(update={"init_from": None})
     fit(replace(run, config=run.config.model_copy(update={"detector": detector})), scratch, method, announce)
     return {"zero-shot": zero_shot, "from scratch": scratch}

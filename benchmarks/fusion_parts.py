@@ -66,7 +66,7 @@ def compared(run: Run, artifact: Artifact, stage: str) -> dict[str, Evaluation]:
 def _maps(artifact: Artifact, frame: np.ndarray) -> dict[str, np.ndarray]:
     of_parts = [member.part_maps(frame[np.newaxis]) for member in artifact.members]
     return {
-        FUSED: artifact.maps(frame[np.newaxis])[0],
+        FUSED: np.mean([member.maps(frame[np.newaxis])[0] for member in artifact.members], axis=0),
         **{name: np.mean([each[name][0] for each in of_parts], axis=0) for name in of_parts[0]},
     }
 

@@ -28,7 +28,7 @@ artifact.score(image[:1024, :1024])
 image[4000:4060, 2000:2080] = 255
 
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-score, anomaly_map = artifact.score(image, 0)
+score, anomaly_map = artifact.score(image)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 y, x = np.unravel_index(anomaly_map.argmax(), anomaly_map.shape)
 print(*anomaly_map.shape, y, x, (after - before) * 1024 / image.nbytes)

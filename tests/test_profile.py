@@ -147,6 +147,27 @@ def test_tiles_are_judged_by_their_joined_map() -> None:
     assert anomaly_map[1:, 1:].max() < 100
 
 
+@pytest.mark.parametrize("mode", ["resize", "tile"])
+def test_the_score_is_the_mean_of_the_members_and_so_is_the_map(mode: str) -> None:
+    class Bright:
+        """A member that sees one place."""
+
+        def __init__(self, row: int, value: float) -> None:
+            self.row, self.value = row, value
+
+        def maps(self, images_BHWC: np.ndarray) -> np.ndarray:
+            maps = images_BHWC[..., 0].astype(np.float32)
+            maps[:, self.row] *= self.value
+            return maps
+
+    plan = FramePlan(mode, 32, 48, 1.0, 0.25)  # type: ignore[arg-type]
+    artifact = Artifact("b-1", "b", plan, (Bright(3, 4.0), Bright(20, 8.0)), None, RunConfig(), {})  # type: ignore[arg-type]
+    score, anomaly_map = artifact.score(np.ones((32, 48, 3), np.uint8))
+    assert score == 6.0
+    assert (anomaly_map[3, 0], anomaly_map[20, 0], anomaly_map[0, 0]) == (2.5, 4.5, 1.0)
+    assert [artifact.score(np.ones((32, 48, 3), np.uint8), fold)[0] for fold in (0, 1)] == [4.0, 8.0]
+
+
 def test_an_artifact_keeps_its_profile(tmp_path) -> None:
     config = RunConfig()
     plan, profile = FramePlan("resize", HEIGHT, WIDTH), profile_of(good_maps(5))

@@ -98,18 +98,18 @@ class Frames:
         """Take in an image (H, W, C)."""
         self._plan = plan
         self._shape = joined_shape(plan, *image.shape[:2])
-        self._image, self._corners = resize(image, *self._shape), [(0, 0)]
+        self._image, self._tops, self._lefts = resize(image, *self._shape), [0], [0]
         if plan.mode == "tile":
             self._image = _pad(self._image, plan)
-            tops, lefts = (_starts(*each, plan.overlap) for each in zip(self._image.shape, _sides(plan), strict=False))
-            self._corners = [(y, x) for y in tops for x in lefts]
+            sizes = zip(self._image.shape, _sides(plan), strict=False)
+            self._tops, self._lefts = (_starts(*each, plan.overlap) for each in sizes)
 
     def __len__(self) -> int:
-        return len(self._corners)
+        return len(self._tops) * len(self._lefts)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         """Return a frame, (h, w, C) uint8."""
-        return self._image[self._place(self._corners[index])]
+        return self._image[self._place(self._corner(index))]
 
     def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
         """Yield all frames, at most so many at a time: (B, h, w, C)."""
@@ -124,12 +124,10 @@ class Frames:
         if self._plan.mode == "resize":
             (whole,) = maps
             return whole
-        window = _window(self._plan)
-        total, weight = (np.zeros(self._image.shape[:2], np.float32) for _ in range(2))
-        for anomaly_map, corner in zip(maps, self._corners, strict=True):
-            total[self._place(corner)] += anomaly_map * window
-            weight[self._place(corner)] += window
-        total /= weight
+        total = np.zeros(self._image.shape[:2], np.float32)
+        for anomaly_map, index in zip(maps, range(len(self)), strict=True):
+            corner = self._corner(index)
+            total[self._place(corner)] += anomaly_map * self._share(corner)
         return total[: self._shape[0], : self._shape[1]]
 
     def with_frame(self, index: int, frame: NDArray[np.uint8]) -> tuple[Self, Place]:
@@ -137,21 +135,43 @@ class Frames:
 
         What is joined of their maps is at this place what the whole image would give.
         """
-        y, x = self._corners[index]
+        y, x = corner = self._corner(index)
         height, width = _sides(self._plan)
-        near = [(b, a) for b, a in self._corners if abs(b - y) < height and abs(a - x) < width]
-        (top, left), (bottom, right) = near[0], near[-1]
+        tops, lefts = self._near(corner)
         part = copy(self)
-        part._image = self._image[top : bottom + height, left : right + width].copy()
+        part._image = self._image[tops[0] : tops[-1] + height, lefts[0] : lefts[-1] + width].copy()
         part._shape = part._image.shape[0], part._image.shape[1]
-        part._corners = [(b - top, a - left) for b, a in near]
-        place = self._place((y - top, x - left))
+        part._tops, part._lefts = ([each - starts[0] for each in starts] for starts in (tops, lefts))
+        place = self._place((y - tops[0], x - lefts[0]))
         part._image[place] = frame
         return part, place
+
+    def _corner(self, index: int) -> tuple[int, int]:
+        row, column = divmod(range(len(self))[index], len(self._lefts))
+        return self._tops[row], self._lefts[column]
 
     def _place(self, corner: tuple[int, int]) -> Place:
         (y, x), (height, width) = corner, _sides(self._plan)
         return slice(y, y + height), slice(x, x + width)
+
+    def _near(self, corner: tuple[int, int]) -> tuple[list[int], list[int]]:
+        """Return tops and lefts of the frames that share a pixel with the one at a corner, itself included."""
+        (y, x), (height, width) = corner, _sides(self._plan)
+        return [top for top in self._tops if abs(top - y) < height], [a for a in self._lefts if abs(a - x) < width]
+
+    def _share(self, corner: tuple[int, int]) -> NDArray[np.float32]:
+        """Return how much the frame at a corner has to say at each of its pixels, (h, w); all shares sum to 1.
+
+        Frame by frame, because a map of the sums would be as large as the image.
+        """
+        (y, x), window = corner, _window(self._plan)
+        total = np.zeros_like(window)
+        tops, lefts = self._near(corner)
+        for top in tops:
+            for left in lefts:
+                here, there = zip(_overlap(top - y, window.shape[0]), _overlap(left - x, window.shape[1]), strict=True)
+                total[here] += window[there]
+        return window / total
 
 
 def joined_shape(plan: FramePlan, height: int, width: int) -> tuple[int, int]:
@@ -228,6 +248,11 @@ def _random_start(length: int, tile: int, rng: np.random.Generator) -> int:
 def _start_that_shows(position: float, length: int, tile: int, rng: np.random.Generator) -> int:
     """Draw the start of a tile that has a position anywhere inside it."""
     return int(np.clip(int(position) - rng.integers(tile), 0, length - tile))
+
+
+def _overlap(shift: int, length: int) -> tuple[slice, slice]:
+    """Return where two equal lengths overlap, the second shifted: as part of the first, and of the second."""
+    return slice(max(shift, 0), length + min(shift, 0)), slice(max(-shift, 0), length - max(shift, 0))
 
 
 def _window(plan: FramePlan) -> NDArray[np.float32]:

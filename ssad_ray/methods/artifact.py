@@ -5,8 +5,8 @@
     weights.safetensors  the arrays of every ensemble member, and the normal profile
 
 An artifact is an ensemble: one member per cross-fitting fold, each fitted without the good images of its fold, so
-that every good image has a score from a member that never saw it. Members vote by the mean of their maps. On aligned
-parts an image's score is how far its map rises above the normal profile; else it is the highest value of the map.
+that every good image has a score from a member that never saw it. Members vote by the mean of their maps and of their
+scores. On aligned parts a score is how far a map rises above the normal profile; else it is the map's highest value.
 """
 
 import json
@@ -82,17 +82,21 @@ class Artifact:
         return score, resize(joined_map, *image.shape[:2])
 
     def score_joined(self, frames: Frames, fold: int | None = None) -> tuple[float, NDArray[np.float32]]:
-        """Score an image by its frames, a few at a time; its map stays at the frames' scale (`joined_shape`)."""
-        batches = frames.batches(_FRAMES_PER_BATCH)
-        joined_map = frames.join(anomaly_map for batch in batches for anomaly_map in self.maps(batch, fold))
-        judged = joined_map if self.profile is None or fold is not None else self.profile.excess(joined_map)
-        return float(judged.max()), joined_map
+        """Score an image by its frames, a few at a time; its map stays at the frames' scale (`joined_shape`).
 
-    def maps(self, frames_BHWC: NDArray[np.uint8], fold: int | None = None) -> NDArray[np.float32]:
-        """Return the raw maps (B, H, W) of frames."""
+        The score is the mean of the members', not that of their mean map: thresholds come from members by themselves.
+        """
+        mean_map, scores = np.zeros((), np.float32), []
         voters = self.members if fold is None else (self.members[fold],)
-        maps: NDArray[np.float32] = np.mean([member.maps(frames_BHWC) for member in voters], axis=0)
-        return maps
+        for member in voters:
+            batches = frames.batches(_FRAMES_PER_BATCH)
+            joined_map = frames.join(anomaly_map for batch in batches for anomaly_map in member.maps(batch))
+            judged = joined_map if self.profile is None or fold is not None else self.profile.excess(joined_map)
+            scores.append(float(judged.max()))
+            joined_map /= len(voters)
+            joined_map += mean_map
+            mean_map = joined_map
+        return float(np.mean(scores)), mean_map
 
     def sure_threshold(self, height: int, width: int) -> float | NDArray[np.float32]:
         """Return the map value above which a pixel makes an image anomalous by itself; (H, W) with a profile."""

@@ -100,7 +100,7 @@ class HeldOutScorer:
             rng = generator(self.config.seed, "outline", sample.sample_id, index)
             frame = frames[int(rng.integers(len(frames)))]
             planted, change = plant_several(frame, frame, rng)
-            (anomaly_map,) = self.artifact.maps(planted[np.newaxis], fold)
+            (anomaly_map,) = self.artifact.members[fold].maps(planted[np.newaxis])
             step = int(np.ceil((anomaly_map.size / _MAX_PIXELS_PER_PLANT) ** 0.5))
             values.append(np.ascontiguousarray(anomaly_map[::step, ::step]).tobytes())
             is_planted.append(np.ascontiguousarray(body(change)[::step, ::step]).tobytes())

@@ -12,7 +12,7 @@ from ssad_ray.core.tails import NormalTail
 from ssad_ray.datasets.synthetic import write_synthetic
 from ssad_ray.errors import ConfigError
 from ssad_ray.methods.artifact import load_artifact
-from ssad_ray.methods.base import TrainingFrames
+from ssad_ray.methods.base import TrainingFrames, is_shown_template
 from ssad_ray.methods.fusion import Fusion, agreed
 from ssad_ray.pipelines.fit import fit
 from ssad_ray.pipelines.folds import assign_folds
@@ -66,6 +66,20 @@ def test_a_shrunk_part_sees_smaller_frames_and_its_maps_have_the_size_of_the_oth
     assert maps["autoencoder"].shape == maps["pixel_reference"].shape == (2, 96, 128)
     corners = method.parts["autoencoder"].maps(shrunk[:2])[:, ::47, ::63]
     np.testing.assert_allclose(maps["autoencoder"][:, ::95, ::127], corners, rtol=1e-5)
+
+
+def test_only_a_part_that_compares_with_templates_is_shown_them():
+    method = Fusion.from_config(config("pixel_reference", "template_difference"))
+    assert is_shown_template(method)
+    assert not is_shown_template(Fusion.from_config(config("pixel_reference")))
+    template = generator(0, "templates").integers(20, 230, (8, 6, 8, 3)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
+    pairs = np.concatenate([template + 2, template], axis=3)
+    pairs[6, 10:20, 30:40, :3] = 255 - pairs[6, 10:20, 30:40, :3]
+    method.fit(TrainingFrames.of_good(pairs[:6]), 0)
+    assert [method.shown_to(name, pairs).shape[3] for name in method.parts] == [3, 6]
+    maps = method.part_maps(pairs[6:])["template_difference"]
+    assert maps[0, 15, 35] > 2 * maps[1].max()
+    assert np.isfinite(method.maps(pairs[6:])).all()
 
 
 def test_what_parts_agree_on_stands_and_what_one_says_alone_counts_little():

@@ -165,6 +165,11 @@ def test_a_version_that_exists_is_refused(run):
         propagate_types(run, "v1", named_file(run), "v1", "ada", 0.5, silent)
 
 
+def test_a_person_has_a_name_of_its_own(run):
+    with pytest.raises(DataError, match="a person cannot be called 'auto'"):
+        propagate_types(run, "v1", named_file(run), "v2", "auto", 0.5, silent)
+
+
 def test_a_region_that_nobody_knows_is_refused_with_an_example(run):
     (run.path / "named.csv").write_text("region_id,defect_type\nnothing#0,spot\n")
     with pytest.raises(DataError, match=r"not in the label version v1, the first is 'nothing#0'; .* like 'unlabelled"):

@@ -69,8 +69,12 @@ def propagate_types(
 
     Raises:
         ArtifactError: No such label version, or the new one exists already.
-        DataError: A named region is not in the version, or none of their images can be read.
+        DataError: A named region is not in the version, none of their images can be read, or the person is called `auto`.
     """
+    if person == AUTO:
+        raise DataError(
+            f"a person cannot be called {AUTO!r}: so are regions that nobody has touched; give another --person"
+        )
     root_uri = str(run.labels_path)
     lineage = replace(read_lineage(root_uri, version).lineage, parent=version)
     if is_sealed(root_uri, new):

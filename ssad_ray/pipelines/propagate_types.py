@@ -69,7 +69,8 @@ def propagate_types(
 
     Raises:
         ArtifactError: No such label version, or the new one exists already.
-        DataError: A named region is not in the version, none of their images can be read, or the person is called `auto`.
+        DataError: A named region is not in the version, none of their images can be read, or the person is called
+            `auto`.
     """
     if person == AUTO:
         raise DataError(

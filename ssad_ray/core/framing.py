@@ -7,6 +7,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Self
 
 import cv2
@@ -127,7 +128,9 @@ class Frames:
         total = np.zeros(self._image.shape[:2], np.float32)
         for anomaly_map, index in zip(maps, range(len(self)), strict=True):
             corner = self._corner(index)
-            total[self._place(corner)] += anomaly_map * self._share(corner)
+            (y, x), (tops, lefts) = corner, self._near(corner)
+            share = _share(self._plan, tuple(top - y for top in tops), tuple(left - x for left in lefts))
+            total[self._place(corner)] += anomaly_map * share
         return total[: self._shape[0], : self._shape[1]]
 
     def with_frame(self, index: int, frame: NDArray[np.uint8]) -> tuple[Self, Place]:
@@ -158,20 +161,6 @@ class Frames:
         """Return tops and lefts of the frames that share a pixel with the one at a corner, itself included."""
         (y, x), (height, width) = corner, _sides(self._plan)
         return [top for top in self._tops if abs(top - y) < height], [a for a in self._lefts if abs(a - x) < width]
-
-    def _share(self, corner: tuple[int, int]) -> NDArray[np.float32]:
-        """Return how much the frame at a corner has to say at each of its pixels, (h, w); all shares sum to 1.
-
-        Frame by frame, because a map of the sums would be as large as the image.
-        """
-        (y, x), window = corner, _window(self._plan)
-        total = np.zeros_like(window)
-        tops, lefts = self._near(corner)
-        for top in tops:
-            for left in lefts:
-                here, there = zip(_overlap(top - y, window.shape[0]), _overlap(left - x, window.shape[1]), strict=True)
-                total[here] += window[there]
-        return window / total
 
 
 def joined_shape(plan: FramePlan, height: int, width: int) -> tuple[int, int]:
@@ -248,6 +237,26 @@ def _random_start(length: int, tile: int, rng: np.random.Generator) -> int:
 def _start_that_shows(position: float, length: int, tile: int, rng: np.random.Generator) -> int:
     """Draw the start of a tile that has a position anywhere inside it."""
     return int(np.clip(int(position) - rng.integers(tile), 0, length - tile))
+
+
+@lru_cache(maxsize=8)
+def _share(plan: FramePlan, downs: tuple[int, ...], rights: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return how much a frame has to say at each of its pixels, (h, w); the shares of all frames sum to 1.
+
+    Frame by frame, because a map of the sums would be as large as the image; most frames have equal neighbours.
+
+    Args:
+        plan: How images become frames.
+        downs: How far below it frames begin that share a pixel with it, itself included, px; negative: above.
+        rights: The same to the right.
+    """
+    window = _window(plan)
+    total = np.zeros_like(window)
+    for down in downs:
+        for right in rights:
+            here, there = zip(_overlap(down, window.shape[0]), _overlap(right, window.shape[1]), strict=True)
+            total[here] += window[there]
+    return window / total
 
 
 def _overlap(shift: int, length: int) -> tuple[slice, slice]:

@@ -1,11 +1,13 @@
 import os
 import urllib.parse
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow.fs import LocalFileSystem
 
 from ssad_ray.core import storage
 from ssad_ray.errors import DataError, UnavailableError
@@ -64,6 +66,17 @@ def test_a_folder_is_no_file_and_a_file_is_no_folder(tmp_path):
 def test_a_compressed_file_comes_as_it_is(tmp_path):
     (tmp_path / "a.gz").write_bytes(b"\x1f\x8b not really")
     assert storage.read_bytes(str(tmp_path / "a.gz"), 100) == b"\x1f\x8b not really"
+
+
+def test_a_file_that_grows_while_it_is_read_is_not_returned_cut(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.write_bytes(b"123")
+    announced = storage.resolve(str(path))[0].get_file_info(str(path))
+    path.write_bytes(b"12345")
+    store = SimpleNamespace(get_file_info=lambda _: announced, open_input_stream=LocalFileSystem().open_input_stream)
+    monkeypatch.setattr(storage, "resolve", lambda uri: (store, uri))
+    with pytest.raises(DataError, match="more than the 3 bytes it had a moment ago"):
+        storage.read_bytes(str(path), 99)
 
 
 def test_an_unknown_scheme_names_the_accepted_ones():

@@ -62,22 +62,25 @@ def read_bytes(uri: str, max_bytes: int) -> bytes:
     """Return a file's content; a larger file is refused before it is read.
 
     Raises:
-        DataError: No such file, a folder, a file of more than `max_bytes`, or a file that cannot be read.
+        DataError: No such file, a folder, a file of more than `max_bytes`, one that grows while it is read, or one
+            that cannot be read.
     """
     filesystem, path = resolve(uri)
     try:
         info = filesystem.get_file_info(path)
         if info.type != fs.FileType.File:
             raise DataError(f"{uri}: no such file ({info.type.name}); check the path and that this machine can see it")
-        if (info.size or 0) <= max_bytes:
+        announced = max_bytes if info.size is None else info.size  # a store may not know the size
+        if announced <= max_bytes:
             with filesystem.open_input_stream(path, compression=None) as stream:
-                # One byte more than announced: a store may not know the size, and a file may grow meanwhile.
-                data: bytes = stream.read(1 + (info.size if info.size is not None else max_bytes))
-            if len(data) <= max_bytes:
+                data: bytes = stream.read(announced + 1)
+            if len(data) <= announced:
                 return data
     except (OSError, UnicodeError, ArrowException) as error:
         raise DataError(f"{uri}: cannot be read ({error}); check the address and the permissions") from error
-    raise DataError(f"{uri}: {info.size} bytes; at most {max_bytes} are accepted here")
+    if announced < max_bytes:
+        raise DataError(f"{uri}: more than the {announced} bytes it had a moment ago; wait until it is written")
+    raise DataError(f"{uri}: {info.size or 'too many'} bytes; at most {max_bytes} are accepted here")
 
 
 def write_bytes(uri: str, data: bytes) -> None:

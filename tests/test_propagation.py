@@ -92,6 +92,15 @@ def test_a_mask_that_reaches_the_edge_goes_on_there():
     assert propagate(reference, mask, image).mask[:, :110].all()
 
 
+def test_a_picture_longer_than_opencv_can_map_is_covered_from_end_to_end():
+    mask = np.zeros((40, 40_000), bool)
+    mask[10:30, 39_000:] = True
+    image = np.zeros((*mask.shape, 3), np.uint8)
+    laid = carry(mask, Registered(image, mask | True, 1.0, shifted(500.0, 0.0)), image)
+    assert laid[10:30, 38_500:].all()
+    assert not laid[:, :38_500].any()
+
+
 def test_the_whole_image_stays_the_whole_image():
     reference, image = cut(scenery()), cut(scenery(), np.array([[1.0, 0, 9], [0, 1, 5]]))
     assert carry(np.ones((HEIGHT, WIDTH), bool), register(reference, image), image).all()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ssad_ray.core.images import resize
 from ssad_ray.core.registration import MIN_CORRELATION, Registered, register
-from ssad_ray.core.warp import Block, Floats, Image, sample
+from ssad_ray.core.warp import Floats, Image, sample
 from ssad_ray.errors import DataError
 
 MIN_CYCLE_IOU = 0.8
@@ -88,10 +88,11 @@ def carry(mask: Mask, registered: Registered, image: Image) -> Mask:
         image: (H, W, 3) uint8 RGB.
     """
     height, width = image.shape[:2]
-    places = registered.warp.places(Block(0, 0, height, width), height, width)
-    laid = sample(mask.astype(np.float32), places) > 0.5
+    share, laid = mask.astype(np.float32), np.empty((height, width), np.bool_)
+    for block, places in registered.warp.parts(height, width):
+        block.of(laid)[:] = sample(share, places) > 0.5
     if laid.all() or not laid.any():
-        return np.asarray(laid, np.bool_)
+        return laid
     scale = min(1.0, _WORKING_PX / max(height, width))
     shape = max(1, round(height * scale)), max(1, round(width * scale))
     reference, seen = (resize(each, *shape) for each in (registered.template, image))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssad_ray.core.block_matching import bent, best_shift
-from ssad_ray.core.warp import MAX_GAIN, NOISE, Block, Floats, Image, Pair, Warp, is_inside, sample
+from ssad_ray.core.warp import MAX_GAIN, NOISE, Floats, Image, Pair, Warp, is_inside, sample
 
 MIN_CORRELATION = 0.7
 """Below, the template is of another product or of another place; docs/decisions/0015-template-difference.md."""
@@ -39,7 +39,6 @@ _AS_GOOD = 0.05
 _COMPARED_EVERY = 97  # pixels; no divisor of common widths
 _MOST_ALIKE = 0.9
 _FITS = 3
-_STRIP_PX = 256
 
 Found = tuple[float, Warp]
 """A map and its correlation."""
@@ -176,11 +175,9 @@ def _laid(template: Image, image: Image, warp: Warp) -> tuple[Image, NDArray[np.
     """Return the template as it lies under the image, at the image's brightness, and where it lies."""
     height, width = image.shape[:2]
     laid, is_covered = np.empty_like(image), np.empty((height, width), np.bool_)
-    for top in range(0, height, _STRIP_PX):  # the places of all pixels would take more memory than both pictures
-        strip = Block(top, 0, min(_STRIP_PX, height - top), width)
-        places = warp.places(strip, height, width)
-        strip.of(laid)[:] = sample(template, places)
-        is_covered[top : top + strip.height] = is_inside(template, places)
+    for block, places in warp.parts(height, width):
+        block.of(laid)[:] = sample(template, places)
+        block.of(is_covered)[:] = is_inside(template, places)
     laid = _at_brightness(laid, image, is_covered)
     laid[~is_covered] = image[~is_covered]
     return laid, is_covered

@@ -5,6 +5,7 @@ and width of an image, h w of a block of it, R C rows and columns of nodes.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Matrix = NDArray[np.float64]
 Values = TypeVar("Values", np.uint8, np.float32)
+AnyValues = TypeVar("AnyValues", bound=np.generic)
 
 MAX_GAIN = 2.0
 """How much more contrast an image may have than its template, or the template than the image."""
@@ -25,6 +27,7 @@ NOISE = 2.0
 """Grey levels; fainter fluctuations say nothing about the place."""
 
 _BLOCK_PX = 96
+_PART_PX = 256, 4096  # down and across
 _MAX_BLOCKS = 8  # down and across
 _LEAST_COVERED = 0.25
 _SMOOTHING_PX = 1.0
@@ -39,7 +42,7 @@ class Block:
     height: int
     width: int
 
-    def of(self, image: Image) -> Image:
+    def of(self, image: NDArray[AnyValues]) -> NDArray[AnyValues]:
         """Return a view of the block; it must lie in the image."""
         return image[self.top : self.top + self.height, self.left : self.left + self.width]
 
@@ -81,6 +84,17 @@ class Warp:
             places += sample(self.bend_RC2, np.asarray(cells, np.float32))
         return np.asarray(cv2.transform(places, self.matrix_23), np.float32)
 
+    def parts(self, height: int, width: int) -> Iterator[tuple[Block, Floats]]:
+        """Cut an image (height, width) into blocks; yield each with the places of its pixels in the template.
+
+        The places of all pixels would take more memory than both pictures.
+        """
+        rows, columns = _PART_PX
+        for top in range(0, height, rows):
+            for left in range(0, width, columns):
+                block = Block(top, left, min(rows, height - top), min(columns, width - left))
+                yield block, self.places(block, height, width)
+
 
 def shifted(x: float, y: float) -> Warp:
     """Return the map of a pure shift."""
@@ -90,7 +104,16 @@ def shifted(x: float, y: float) -> Warp:
 def sample(values: NDArray[Values], places_hw2: Floats) -> NDArray[Values]:
     """Return an array's values at places, linear between its pixels; outside, those of its edge."""
     x, y = places_hw2[..., 0], places_hw2[..., 1]
-    return np.asarray(cv2.remap(values, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), values.dtype)
+    (top, bottom), (left, right) = _reach(y, values.shape[0]), _reach(x, values.shape[1])
+    seen = values[top:bottom, left:right]  # remap takes no array with a side of 32,767 or more
+    found = cv2.remap(seen, x - left, y - top, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(found, values.dtype)
+
+
+def _reach(at: Floats, length: int) -> tuple[int, int]:
+    """Return the first pixel that is needed to know the values at places, and the one after the last."""
+    first, last = np.clip((math.floor(at.min()), math.ceil(at.max())), 0, length - 1)
+    return int(first), int(last) + 1
 
 
 def is_inside(template: Image, places_hw2: Floats) -> NDArray[np.bool_]:

@@ -88,8 +88,8 @@ def test_a_failure_of_most_images_is_no_fault_of_theirs(tmp_path, workers, reque
     rows = rows_of(tmp_path, [b"a", b"fail", b"fail", b"b", b"fail"])
     quarantined = [ManifestRow(f"bad{number}", "", "bolt", "g", error="not an image") for number in range(9)]
     with pytest.raises(DataError, match=r"3 of 5 images failed .*one of them 004\.bin@4: KeyError: 'bolt'"):
-        digests(rows, workers)
-    assert len(digests([*quarantined, *rows], workers)) == 14
+        digests([*quarantined, *rows], workers)
+    assert len(digests([*quarantined, *rows[:4]], workers)) == 13
 
 
 def test_without_images_there_are_no_rows():

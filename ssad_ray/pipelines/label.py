@@ -180,7 +180,7 @@ def _refuse_failures(
     failures = [(places[row["sample_id"]], stem, row) for stem, row in errors if row["sample_id"] in places]
     try:
         if failures:
-            refuse_too_many(len(failures), len(rows), max_fraction, min(failures)[2])
+            refuse_too_many(len(failures), len(places), max_fraction, min(failures)[2])
     except DataError:
         for stem in {stem for _, stem, _ in failures}:
             checkpoint.forget(stem)

@@ -89,11 +89,11 @@ def stream(
     results = _in_this_process(job, rows) if runs_here(rows, config.resources) else _in_actors(job, rows, config)
     if progress is not None:
         progress(0, len(rows))
-    num_failed = 0
+    num_failed, num_sound = 0, sum(image.error is None for image in rows)
     for done, (image, row) in enumerate(zip(rows, results, strict=True), start=1):
         if row["error"] is not None and image.error is None:
             num_failed += 1
-            refuse_too_many(num_failed, len(rows), config.data.max_error_fraction, row)
+            refuse_too_many(num_failed, num_sound, config.data.max_error_fraction, row)
         if progress is not None:
             progress(done, len(rows))
         yield row

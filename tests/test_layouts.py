@@ -250,6 +250,14 @@ def test_tile_round_2_joins_templates_and_both_parts(tmp_path):
         assert (entry.defect_type, entry.group) == ("scratch", "tile 272_97")
 
 
+def test_records_may_come_with_and_without_a_size_in_any_order(tmp_path):
+    plain = {key: value for key, value in RECORD.items() if not key.startswith("image_")} | {"bbox": [5, 6, 7, 8]}
+    for order, records in (("a", [RECORD, plain]), ("b", [plain, RECORD])):
+        _, entries = read(tmp_path / order, {f"train_imgs/{TILE}.jpg": "", "train_annos.json": records})
+        (entry,) = entries.values()
+        assert (entry.error, entry.size, len(entry.boxes)) == (None, (3500, 4096), 2)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -67,8 +67,8 @@ def _add(
         annotation.error = f"{where}: {str(record)[:200]}; bbox = [x0, y0, x1, y1] and a known defect type are needed"
         annotation.error += f" ({type(error).__name__}: {error})"
         return
-    if annotation.size not in (None, size):
+    if size is not None and annotation.size not in (None, size):
         annotation.error = f"{where}: claims the size {size}, an earlier record {annotation.size} (H, W)"
-    annotation.size = size
+    annotation.size = size or annotation.size
     annotation.num_repeated += box in annotation.boxes
     annotation.boxes[box] = None

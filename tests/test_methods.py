@@ -153,6 +153,7 @@ def test_training_goes_on_from_a_state_as_if_it_had_not_stopped(name):
     resumed.load_state(stopped.state())
     for trainer in (whole, resumed):
         trainer.run(compute_all)
+        trainer.finish()
     ends = [trainer.method.state() for trainer in (whole, resumed)]
     assert all(np.array_equal(ends[0][key], ends[1][key]) for key in ends[0])
 

@@ -87,7 +87,7 @@ class Trainer:
         torch._foreach_add_(self.average, [weight.detach() for weight in self.weights], alpha=1.0 - decay)
 
     def run(self, compute: ComputeShards, save: Save | None = None, progress: StepProgress | None = None) -> None:
-        """Take the steps that are left, then put the averaged weights into the network.
+        """Take the steps that are left.
 
         Args:
             compute: Where the gradients come from: `compute_all`, or an exchange between workers.
@@ -102,9 +102,9 @@ class Trainer:
                 progress(self.step, options.steps, sum(losses) / len(losses))
             if save is not None and self.step % options.checkpoint_every == 0:
                 save(self)
-        self._finish()
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Put the averaged weights into the network, and let the method remember what it has to."""
         with torch.no_grad():
             for weight, average in zip(self.weights, self.average, strict=True):
                 weight.copy_(average)
@@ -158,10 +158,11 @@ def train(
     trainer = Trainer(method, frames, seed, initial)
     if checkpoint_path is None:
         trainer.run(compute_all, progress=progress)
-        return
-    if checkpoint_path.exists():
-        trainer.load_state(load_file(checkpoint_path))
-    trainer.run(compute_all, lambda it: save_state(it.state(), checkpoint_path), progress)
+    else:
+        if checkpoint_path.exists():
+            trainer.load_state(load_file(checkpoint_path))
+        trainer.run(compute_all, lambda it: save_state(it.state(), checkpoint_path), progress)
+    trainer.finish()
 
 
 def save_state(state: State, path: Path) -> None:

@@ -103,6 +103,7 @@ def _train_job(work: _Work, job: TrainingJob) -> None:
         reporter(work.board, job.index) if is_first else None,
     )
     if is_first:
+        trainer.finish()
         save_state(method.state(), job.final_path)
 
 

@@ -63,7 +63,7 @@ def fit_reference(run: Run, name: str, blur_px: float) -> None:
     rows, config = run.rows("train"), load_config(None, [*QUICK, f"detector.pixel_reference.blur_px={blur_px}"])
     plan = plan_frames(rows, config)
     frames, ids = collect_frames(rows, plan, None, config)
-    folds = assign_folds(rows, config.calibration.folds, config.seed)
+    folds = assign_folds(rows, config)
     members = tuple(PixelReference.from_config(config) for _ in range(config.calibration.folds))
     for fold, member in enumerate(members):
         member.fit(frames.only(np.array([folds[each] for each in ids]) != fold), seed=0)

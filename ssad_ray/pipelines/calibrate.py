@@ -22,7 +22,7 @@ from ssad_ray.core.rng import generator
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.methods.artifact import Artifact, load_artifact
 from ssad_ray.methods.batches import body, plant_several
-from ssad_ray.pipelines.folds import assign_folds
+from ssad_ray.pipelines.folds import assign_folds, share_out
 from ssad_ray.pipelines.stream import Progress, Row, stream
 
 NUM_LEAST_NORMAL = 6
@@ -47,8 +47,8 @@ def calibrated(draft_path: Path, rows: Sequence[ManifestRow], config: RunConfig,
     Its card names those that scored highest: one that is defective after all raises the thresholds.
     """
     artifact = load_artifact(draft_path)
-    folds = assign_folds(rows, config.calibration.folds, config.seed)
-    worker = partial(HeldOutScorer, draft_path, folds, _plants(rows, config.calibration.num_planted), config)
+    folds = assign_folds(rows, config)
+    worker = partial(HeldOutScorer, draft_path, folds, share_out(config.calibration.num_planted, rows), config)
     plan = artifact.plan
     results: Iterable[Row] = (
         row | {"map": np.frombuffer(row["map"], np.float32).reshape(joined_shape(plan, row["height"], row["width"]))}
@@ -112,9 +112,3 @@ class HeldOutScorer:
             "planted_values": b"".join(values),
             "is_planted": b"".join(is_planted),
         }
-
-
-def _plants(rows: Sequence[ManifestRow], total: int) -> dict[str, int]:
-    """Share plants out evenly over images."""
-    num = len(rows)
-    return {row.sample_id: total * (at + 1) // num - total * at // num for at, row in enumerate(rows)}

@@ -40,7 +40,7 @@ def fit(run: Run, name: str, method: str, announce: Announce) -> None:
     if run.model_path(name).exists():
         return
     rows = run.rows("train")
-    folds = assign_folds(rows, run.config.calibration.folds, run.config.seed)
+    folds = assign_folds(rows, run.config)
     plan = plan_frames(rows, run.config)
     with_templates = is_shown_template(load_method(method).from_config(run.config))
     progress = announce(f"{name}: read good images")

@@ -1,19 +1,21 @@
-"""Cross-fitting folds: every ensemble member is fitted without the good images of one fold."""
+"""Cross-fitting folds: every member is fitted without the good images of one fold, and judged by them."""
 
 from collections.abc import Sequence
 
+from ssad_ray.config import RunConfig
 from ssad_ray.core.rng import generator
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.errors import DataError
 
 
-def assign_folds(rows: Sequence[ManifestRow], num_folds: int, seed: int) -> dict[str, int]:
+def assign_folds(rows: Sequence[ManifestRow], config: RunConfig) -> dict[str, int]:
     """Return the fold of every good image by sample_id: seeded, groups kept together and shared out evenly.
 
     Raises:
         DataError: There are fewer groups of good images than folds.
     """
-    groups = sorted({row.group for row in rows}, key=lambda group: generator(seed, "fold", group).random())
+    num_folds = config.calibration.folds
+    groups = sorted({row.group for row in rows}, key=lambda group: generator(config.seed, "fold", group).random())
     if len(groups) < num_folds:
         raise DataError(
             f"{len(groups)} independent good images cannot be cut into {num_folds} folds; add good images, or lower "
@@ -21,3 +23,9 @@ def assign_folds(rows: Sequence[ManifestRow], num_folds: int, seed: int) -> dict
         )
     fold_of_group = {group: index % num_folds for index, group in enumerate(groups)}
     return {row.sample_id: fold_of_group[row.group] for row in rows}
+
+
+def share_out(total: int, rows: Sequence[ManifestRow]) -> dict[str, int]:
+    """Return how many of so many planted defects every image gets, by sample_id: as evenly as can be."""
+    num = len(rows)
+    return {row.sample_id: total * (at + 1) // num - total * at // num for at, row in enumerate(rows)}

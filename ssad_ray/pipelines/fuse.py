@@ -61,7 +61,7 @@ def with_tails(draft_path: Path, rows: Sequence[ManifestRow], config: RunConfig,
     members = [member for member in artifact.members if isinstance(member, Combines)]
     names = list(members[0].parts)
     share = max(1, min(_MAX_VALUES_PER_IMAGE, _MAX_VALUES // len(rows)))
-    folds = assign_folds(rows, config.calibration.folds, config.seed)
+    folds = assign_folds(rows, config)
     worker = partial(PartScorer, draft_path, folds, share, config)
     columns = pa.schema([(name, pa.binary()) for name in names])
     results = [row for row in stream(rows, worker, columns, config, progress) if row["error"] is None]

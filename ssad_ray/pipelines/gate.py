@@ -28,7 +28,7 @@ from ssad_ray.core.synthesis.families import plant
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.batches import HELD_OUT_FAMILIES, body
-from ssad_ray.pipelines.folds import assign_folds
+from ssad_ray.pipelines.folds import assign_folds, share_out
 from ssad_ray.pipelines.run import Announce, Run, read_json, timed, write_json
 from ssad_ray.pipelines.stream import Row, stream
 
@@ -147,10 +147,10 @@ def measure(run: Run, names: Sequence[str], announce: Announce) -> list[GateFigu
     An image that one of the models cannot judge counts for none, so that figures can be compared one by one.
     """
     rows, config = run.rows("train"), run.config
-    folds = assign_folds(rows, config.calibration.folds, config.seed)
+    folds, num_plants = assign_folds(rows, config), share_out(config.gate.num_planted, rows)
     judged = []
     for name in names:
-        worker = partial(PlantedJudge, run.model_path(name), folds, config, len(rows))
+        worker = partial(PlantedJudge, run.model_path(name), folds, num_plants, config)
         results = stream(rows, worker, _SCHEMA, config, announce(f"{name}: gate"))
         judged.append({row["sample_id"]: row for row in results if row["error"] is None})
     by_all = [row for row in rows if all(row.sample_id in results for results in judged)]
@@ -176,9 +176,11 @@ def _figures(
 class PlantedJudge:
     """The worker: scores a good image as it is and with planted defects, by the member that did not see it."""
 
-    def __init__(self, artifact_path: Path, folds: Mapping[str, int], config: RunConfig, num_images: int) -> None:
-        self.artifact, self.folds, self.config = load_artifact(artifact_path), folds, config
-        self.num_plants = -(-config.gate.num_planted // num_images)
+    def __init__(
+        self, artifact_path: Path, folds: Mapping[str, int], num_plants: Mapping[str, int], config: RunConfig
+    ) -> None:
+        self.artifact, self.config = load_artifact(artifact_path), config
+        self.folds, self.num_plants = folds, num_plants
 
     def __call__(self, sample: Sample, data: bytes) -> Row:
         """Return the clean score, score and precision of every plant, and, where frames have places, the maps."""
@@ -186,13 +188,13 @@ class PlantedJudge:
         fold = self.folds[sample.sample_id]
         frames = Frames(self.artifact.shown(image, sample, self.config.data), self.artifact.plan)
         clean_score, clean_map = self.artifact.score_joined(frames, fold)
-        plants = [self._plant(frames, sample.sample_id, index) for index in range(self.num_plants)]
+        plants = [self._plant(frames, sample.sample_id, index) for index in range(self.num_plants[sample.sample_id])]
         rankings = [rank_scores(each.ravel(), mask.ravel()) for each, mask in plants]
         has_places = self.artifact.plan.mode == "resize"
         return {
             "score": clean_score,
             "map": clean_map.tobytes() if has_places else None,
-            "planted_maps": np.stack([each for each, _ in plants]).tobytes() if has_places else None,
+            "planted_maps": b"".join(each.tobytes() for each, _ in plants) if has_places else None,
             "planted_scores": [float(each.max()) for each, _ in plants],
             "planted_precisions": [ranking.average_precision if ranking else 0.0 for ranking in rankings],
         }

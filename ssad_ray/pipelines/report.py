@@ -65,7 +65,7 @@ def write_report(run: Run, models: Models, announce: Announce) -> Path:
     good = run.rows("train")
     row_at = {row.path: row for row in good}
     doubtful = [row_at[path] for path in facts["least_normal"]["scores"]]
-    folds = assign_folds(good, run.config.calibration.folds, run.config.seed)
+    folds = assign_folds(good, run.config)
     least_normal = illustrate_held_out(detector_path, doubtful, folds, run.config, announce("report: good images"))
     reported = [
         ReportedModel(name, role, _metrics(run, name), run.artifact(name).calibration, name == models.yardstick)

@@ -65,7 +65,7 @@ def _train(run: Run, name: str, labels: str, labeller: str, make_targets: MakeTa
     good, ids = collect_frames(good_rows, plan, None, config, reading, with_templates)
     reading = announce(f"{name}: read labelled images")
     labelled, _ = collect_frames(run.rows("online"), plan, make_targets, config, reading, with_templates)
-    folds = assign_folds(good_rows, config.calibration.folds, config.seed)
+    folds = assign_folds(good_rows, config)
     fold_N = np.array([folds[sample_id] for sample_id in ids] + [SEEN_BY_ALL] * len(labelled.images_NHWC))
     initial = [_weights_to_start_from(member, config.segmenter.unet) for member in pretext.members]
     fit_members(run, name, method, plan, _joined(good, labelled), fold_N, initial, announce, labels)

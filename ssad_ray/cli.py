@@ -1,5 +1,6 @@
 """The command line: `ssad VERB`. Verbs import what they need when they run, so that `--help` answers at once."""
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -293,7 +294,7 @@ def _open(
 
     overrides = [*(set_ or ()), *([] if seed is None else [f"seed={seed}"])]
     if init_from is not None:
-        overrides.append(f"detector.init_from={init_from.absolute()}")
+        overrides.append(f"detector.init_from={json.dumps(str(init_from))}")  # a path may look like YAML
     return open_run(out.absolute(), load_config(config, overrides))
 
 

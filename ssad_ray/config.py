@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ssad_ray.errors import ConfigError
 from ssad_ray.method_config import (
+    AbsolutePath,
     AutoencoderConfig,
     ComparisonConfig,
     ContextSvddConfig,
@@ -62,7 +63,9 @@ class DetectorConfig(Section):
         description="A name of the method table. auto: draem; under the protocol routine2 template_difference where "
         "images have templates, else gan_inversion.",
     )
-    init_from: str | None = Field(None, description="Artifact folder whose weights training starts from (transfer).")
+    init_from: AbsolutePath | None = Field(
+        None, description="Artifact folder whose weights training starts from (transfer)."
+    )
     pixel_reference: PixelReferenceConfig = PixelReferenceConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     draem: ComparisonConfig = ComparisonConfig()

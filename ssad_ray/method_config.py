@@ -6,9 +6,10 @@ Every number has bounds and a unit.
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+AbsolutePath = Annotated[str, AfterValidator(lambda path: str(Path(path).absolute()))]
 
 
 class Section(BaseModel):
@@ -40,7 +41,7 @@ class TrainingConfig(Section):
 class PixelReferenceConfig(Section):
     """Per-pixel median and spread of good images: the floor to beat."""
 
-    blur_px: float = Field(1.0, ge=0.0, le=64.0, description="Gaussian sigma of map smoothing, working-frame px.")
+    blur_px: float = Field(1.0, gt=0.0, le=64.0, description="Gaussian sigma of map smoothing, working-frame px.")
 
 
 class AutoencoderConfig(Section):
@@ -193,17 +194,12 @@ class MemoryBankConfig(Section):
         "resnext101_32x8d",
         "resnext101_64x4d",
     ] = Field("resnet18", description="A residual network of torchvision.")
-    weights: str | None = Field(
+    weights: AbsolutePath | None = Field(
         None,
         description="Its weights, a safetensors file that every worker sees; nothing is ever downloaded. "
         "None: random ones.",
     )
     memory: int = Field(10_000, ge=16, le=10_000_000, description="Remembered features per member.")
-
-    @field_validator("weights")
-    @classmethod
-    def _absolute(cls, path: str | None) -> str | None:
-        return None if path is None else str(Path(path).absolute())
 
 
 Shrink = Annotated[int, Field(ge=1, le=8)]

@@ -15,6 +15,7 @@ from ssad_ray.methods.artifact import Artifact
 from ssad_ray.methods.base import TrainingFrames
 from ssad_ray.pipelines import calibrate as calibrate_module
 from ssad_ray.pipelines import fit as fit_module
+from ssad_ray.pipelines import frames as frames_module
 from ssad_ray.pipelines.fit import SEEN_BY_ALL, fit, fit_members
 from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.frames import plan_frames
@@ -55,7 +56,7 @@ def members(monkeypatch):
 def test_a_member_learns_from_all_frames_but_those_of_its_fold(run, members):
     with pytest.raises(Captured):
         fit(run, "draem-1", "draem", silent)
-    folds = [fold for _, fold in sorted(assign_folds(run.rows("train"), 3, run.config.seed).items())]
+    folds = [fold for _, fold in sorted(assign_folds(run.rows("train"), run.config).items())]
     assert [member.kept_N.tolist() for member in members] == [[at != fold for at in folds] for fold in range(3)]
     assert len({member.seed for member in members}) == 3
 
@@ -84,11 +85,12 @@ def test_a_good_image_is_calibrated_with_the_member_of_its_fold(monkeypatch):
         assert set(np.frombuffer(row["map"], np.float32)) == {fold}
 
 
-def test_good_images_that_vanished_are_no_obstacle_unless_all_did(run):
+def test_good_images_that_vanished_are_no_obstacle_unless_all_did(run, monkeypatch):
     rows = run.rows("train")
     plan = plan_frames(rows, run.config)
     for row in rows[:3]:
         (run.path / "../data" / "plate" / row.path).unlink()
+    monkeypatch.setattr(frames_module, "_PLAN_IMAGES", 3)
     assert plan_frames(rows, run.config) == plan
     with pytest.raises(DataError, match="no readable good image to learn from"):
         plan_frames(rows[:3], run.config)

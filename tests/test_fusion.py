@@ -89,11 +89,11 @@ def test_what_parts_agree_on_stands_and_what_one_says_alone_counts_little():
 
 
 def test_parts_are_other_detectors_seen_at_a_stated_scale():
-    with pytest.raises(ConfigError, match="other detectors than fusion; got draem, fusion"):
+    with pytest.raises(ConfigError, match="no detector is called 'fusion'; known ones are pixel_reference"):
         Fusion.from_config(config("draem", "fusion"))
     with pytest.raises(ConfigError, match=r"parts\.draem: input should be less than or equal to 8"):
         config(draem=9)
-    with pytest.raises(ConfigError, match="no method is called 'nothing'"):
+    with pytest.raises(ConfigError, match="no detector is called 'nothing'"):
         Fusion.from_config(config("draem", "nothing"))
 
 
@@ -110,7 +110,7 @@ def test_the_pipeline_trains_the_parts_and_learns_the_tails_from_held_out_images
             fit(run, "fusion-1", "fusion", lambda _: lambda *_: None)
     artifact = load_artifact(fused.model_path("fusion-1"))
     rows = fused.rows("train")
-    folds = assign_folds(rows, 3, fused.config.seed)
+    folds = assign_folds(rows, fused.config)
     maps = []
     for row in rows:
         image = decode(read_bytes(row.uri, 1 << 30), 1 << 30)

@@ -14,7 +14,7 @@ from ssad_ray.core.records import DefectRegion, Provenance, Verdict
 from ssad_ray.core.region_features import describe
 from ssad_ray.core.rng import generator
 from ssad_ray.core.spreading import UNNAMED, comparable, spread
-from ssad_ray.errors import ArtifactError, DataError
+from ssad_ray.errors import ArtifactError, ConfigError, DataError
 from ssad_ray.labels.named import read_named
 from ssad_ray.labels.versions import Lineage, read_labels, read_lineage, write_labels
 from ssad_ray.pipelines.interest import keep_inside
@@ -166,7 +166,7 @@ def test_a_version_that_exists_is_refused(run):
 
 
 def test_a_person_has_a_name_of_its_own(run):
-    with pytest.raises(DataError, match="a person cannot be called 'auto'"):
+    with pytest.raises(ConfigError, match="a person cannot be called 'auto'"):
         propagate_types(run, "v1", named_file(run), "v2", "auto", 0.5, silent)
 
 

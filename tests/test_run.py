@@ -10,7 +10,7 @@ from ssad_ray.datasets.splits import save_split, split
 from ssad_ray.datasets.synthetic import write_synthetic
 from ssad_ray.errors import ArtifactError, ConfigError, DataError
 from ssad_ray.methods.base import TrainingFrames
-from ssad_ray.pipelines.folds import assign_folds
+from ssad_ray.pipelines.folds import assign_folds, share_out
 from ssad_ray.pipelines.prepare import prepare
 from ssad_ray.pipelines.run import open_run, write_json
 
@@ -26,6 +26,22 @@ def test_a_run_goes_on_with_its_config_and_refuses_another(tmp_path):
     open_run(tmp_path, validate_config({"data": {"max_error_fraction": 0.9}}))
     with pytest.raises(ConfigError, match=r"input\.size_px \(128, now 256\)"):
         open_run(tmp_path, validate_config({"input": {"size_px": 256}}))
+
+
+@pytest.mark.parametrize(
+    ("parts", "changed"),
+    [
+        ({"draem": 2}, r"detector\.fusion\.parts\.memory_bank \(1, now None\)"),
+        ({"draem": 2, "memory_bank": 1, "autoencoder": 4}, r"detector\.fusion\.parts\.autoencoder \(None, now 4\)"),
+    ],
+)
+def test_a_part_more_or_less_is_another_config(tmp_path, parts, changed):
+    def fusion_of(parts):
+        return validate_config({"detector": {"name": "fusion", "fusion": {"parts": parts}}})
+
+    write_json(open_run(tmp_path, fusion_of({"draem": 2, "memory_bank": 1})).split_path, {})
+    with pytest.raises(ConfigError, match=f"different are {changed}"):
+        open_run(tmp_path, fusion_of(parts))
 
 
 def test_a_run_without_champion_or_data_says_what_to_do(tmp_path):
@@ -112,23 +128,31 @@ def test_too_many_unreadable_images_stop_a_run(tmp_path):
 
 
 def test_folds_are_even_seeded_and_keep_groups_together():
-    folds = assign_folds(rows(20), 3, seed=0)
+    folds = assign_folds(rows(20), RunConfig())
     assert sorted(np.bincount(list(folds.values()))) == [6, 7, 7]
-    assert folds == assign_folds(rows(20), 3, seed=0)
-    assert folds != assign_folds(rows(20), 3, seed=1)
-    grouped = assign_folds(rows(20, group_size=4), 3, seed=0)
+    assert folds == assign_folds(rows(20), RunConfig())
+    assert folds != assign_folds(rows(20), RunConfig(seed=1))
+    grouped = assign_folds(rows(20, group_size=4), RunConfig())
     assert all(len({grouped[f"{i}.png@0"] for i in range(at, at + 4)}) == 1 for at in range(0, 20, 4))
 
 
 def test_too_few_good_images_for_the_folds_are_refused():
     with pytest.raises(DataError, match=r"2 independent good images.*calibration\.folds"):
-        assign_folds(rows(2), 3, seed=0)
+        assign_folds(rows(2), RunConfig())
+
+
+@pytest.mark.parametrize(("total", "shares"), [(7, [1, 2, 2, 2]), (8, [2, 2, 2, 2]), (1, [0, 0, 0, 1])])
+def test_plants_are_shared_out_to_the_last_one(total, shares):
+    assert sorted(share_out(total, rows(4)).values()) == shares
 
 
 def test_a_detector_that_does_not_exist_uses_up_no_folder(tmp_path):
     for name in ("drame", "unet"):
-        with pytest.raises(ConfigError, match=f"no detector is called '{name}'; known ones are pixel_reference"):
+        with pytest.raises(ConfigError, match=f"detector.name: no .* called '{name}'; known ones are auto, pixel_ref"):
             open_run(tmp_path / "run", validate_config({"detector": {"name": name}}))
+    for name in ("drame", "unet", "fusion", "auto"):
+        with pytest.raises(ConfigError, match=f"fusion.parts: no .* called '{name}'; known ones are pixel_reference"):
+            open_run(tmp_path / "run", validate_config({"detector": {"fusion": {"parts": {"draem": 1, name: 1}}}}))
     assert open_run(tmp_path / "run", RunConfig()).config == RunConfig()
 
 

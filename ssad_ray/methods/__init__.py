@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, cast
 from ssad_ray.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ssad_ray.config import DetectorConfig
     from ssad_ray.methods.base import Method
+
+AUTO = "auto"
+"""Instead of the name of a detector: whichever suits the protocol and the images."""
 
 
 def _lazy(module: str, name: str) -> "Callable[[], type[Method]]":
@@ -31,6 +35,18 @@ SEGMENTERS: "dict[str, Callable[[], type[Method]]]" = {
     "template_unet": _lazy("template_unet", "TemplateUnet"),
 }
 METHODS = DETECTORS | SEGMENTERS
+
+
+def check_detectors(config: "DetectorConfig") -> None:
+    """Refuse a name that is not a detector's, of the one that is asked for and of a fusion's parts."""
+    parts = [name for name in DETECTORS if name != "fusion"]
+    for field, names, known in (
+        ("detector.name", [config.name], [AUTO, *DETECTORS]),
+        ("detector.fusion.parts", config.fusion.parts, parts),
+    ):
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"{field}: no detector is called {name!r}; known ones are {', '.join(known)}")
 
 
 def load_method(name: str) -> "type[Method]":

@@ -18,8 +18,7 @@ from ssad_ray.core.framing import to_stride
 from ssad_ray.core.images import resize
 from ssad_ray.core.rng import generator
 from ssad_ray.core.tails import NormalTail
-from ssad_ray.errors import ConfigError
-from ssad_ray.methods import load_method
+from ssad_ray.methods import check_detectors, load_method
 from ssad_ray.methods.base import Method, State, TrainingFrames, is_shown_template
 
 _HELD_OUT_EVERY = 4
@@ -37,11 +36,10 @@ class Fusion:
         """Make unfitted detectors of the names in the config.
 
         Raises:
-            ConfigError: No such method, or fusion itself.
+            ConfigError: No such detector, or fusion itself.
         """
+        check_detectors(config.detector)
         shrink = config.detector.fusion.parts
-        if "fusion" in shrink:
-            raise ConfigError(f"detector.fusion.parts are other detectors than fusion; got {', '.join(shrink)}")
         return cls({name: load_method(name).from_config(config) for name in shrink}, shrink)
 
     def fit(self, frames: TrainingFrames, seed: int) -> None:
@@ -98,7 +96,7 @@ class Fusion:
 def agreed(rarity_PBHW: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return how rare parts together call a value, (B, H, W): the harmonic mean of 1 + r over the parts, less 1.
 
-    What all say is what comes out; what one of P says alone, however loud, counts for less than P - 1.
+    What all say is what comes out; what one of P says alone, however loud, counts for less than 1 / (P - 1).
     """
     mean: NDArray[np.float32] = (1.0 / (1.0 + rarity_PBHW)).mean(axis=0)
     return 1.0 / mean - 1.0

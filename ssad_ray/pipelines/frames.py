@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ MakeTargets = Callable[[], Targets]
 
 def plan_frames(rows: Sequence[ManifestRow], config: RunConfig) -> FramePlan:
     """Choose how images become frames, from the first few good images that can be read."""
-    images = _readable(rows[:_PLAN_IMAGES], config.data)
+    images = islice(_readable(rows, config.data), _PLAN_IMAGES)
     first = next(images, None)
     if first is None:
         raise DataError("there is no readable good image to learn from; put good images into the train stage")

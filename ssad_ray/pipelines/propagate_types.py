@@ -21,7 +21,7 @@ from ssad_ray.core.images import decode
 from ssad_ray.core.records import DefectRegion, Sample, Verdict
 from ssad_ray.core.region_features import describe
 from ssad_ray.core.spreading import UNNAMED, spread
-from ssad_ray.errors import ArtifactError, DataError
+from ssad_ray.errors import ArtifactError, ConfigError, DataError
 from ssad_ray.labels.named import read_named
 from ssad_ray.labels.versions import is_sealed, read_labels, read_lineage, write_labels
 from ssad_ray.methods.showing import with_template
@@ -69,11 +69,11 @@ def propagate_types(
 
     Raises:
         ArtifactError: No such label version, or the new one exists already.
-        DataError: A named region is not in the version, none of their images can be read, or the person is called
-            `auto`.
+        DataError: A named region is not in the version, or none of their images can be read.
+        ConfigError: The person is called `auto`.
     """
     if person == AUTO:
-        raise DataError(
+        raise ConfigError(
             f"a person cannot be called {AUTO!r}: so are regions that nobody has touched; give another --person"
         )
     root_uri = str(run.labels_path)

@@ -24,18 +24,13 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
-
-from ssad_ray.config import NO_PART_OF_RESULTS, RunConfig, dump_config, validate_config
+from ssad_ray.config import NO_PART_OF_RESULTS, RunConfig, dump_config, load_config
 from ssad_ray.core.records import Stage
 from ssad_ray.datasets.manifest import ManifestRow, read_manifest
 from ssad_ray.datasets.splits import load_split
 from ssad_ray.errors import ArtifactError, ConfigError, DataError
-from ssad_ray.methods import DETECTORS
+from ssad_ray.methods import AUTO, check_detectors
 from ssad_ray.methods.artifact import Artifact, load_artifact
-
-AUTO = "auto"
-"""Instead of the name of a detector: whichever suits the protocol and the images."""
 
 Announce = Callable[[str], Callable[..., None]]
 """Called with the title of a piece of work; what it returns is called with (done, total, …) as the work goes on."""
@@ -99,7 +94,7 @@ class Run:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add what the body takes to the seconds of a stage: attempts add up, and one that is done adds nothing."""
+        """Add what the body takes to the seconds of a stage; attempts add up."""
         start = time.monotonic()
         try:
             yield
@@ -174,12 +169,10 @@ def open_run(path: Path, config: RunConfig) -> Run:
         ConfigError: The folder has its data and belongs to another config; only `NO_PART_OF_RESULTS` may differ. Or no
             detector has the name that the config gives.
     """
-    if config.detector.name not in (AUTO, *DETECTORS):
-        raise ConfigError(f"no detector is called {config.detector.name!r}; known ones are {', '.join(DETECTORS)}")
+    check_detectors(config.detector)
     run, config_path = Run(path, config), path / "config.yaml"
     if run.split_path.exists():
-        before = validate_config(yaml.safe_load(config_path.read_text(encoding="utf-8")))
-        changed = _changed(_identity(before), _identity(config))
+        changed = _changed(_identity(load_config(config_path)), _identity(config))
         if changed:
             raise ConfigError(
                 f"{path} was made with another config; different are {', '.join(changed)}. Go on with the old one, or "
@@ -209,14 +202,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude=NO_PART_OF_RESULTS)
+    return dict(_dotted(config.model_dump(mode="json", exclude=NO_PART_OF_RESULTS)))
 
 
-def _changed(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
-    changed = []
-    for name, value in after.items():
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
         if isinstance(value, Mapping):
-            changed += _changed(before[name], value, f"{prefix}{name}.")
-        elif before[name] != value:
-            changed.append(f"{prefix}{name} ({before[name]!r}, now {value!r})")
-    return changed
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    names = (name for name in {**before, **after} if before.get(name) != after.get(name))
+    return [f"{name} ({before.get(name)!r}, now {after.get(name)!r})" for name in names]

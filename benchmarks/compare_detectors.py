@@ -15,6 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+from tables import cell
 
 from ssad_ray.config import DataConfig
 from ssad_ray.core.images import decode
@@ -75,8 +76,7 @@ def _seconds(artifact: Artifact, files: list[bytes]) -> list[float]:
 def _cell(paths: list[Path], metric: str) -> str:
     evaluations = [read_json(path.parents[1] / "evaluation" / f"{path.name}.json") for path in paths]
     values = [evaluation["metrics"][metric] for evaluation in evaluations]
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{spread}"
+    return cell(values)
 
 
 def _print_row(title: str, cells: list[str]) -> None:

@@ -9,7 +9,8 @@ times as long for a frame as the dense one, so the two are compared on some of t
 
 import argparse
 
-from one_member import Product, cell, judged, load_product
+from one_member import Product, judged, load_product
+from tables import cell
 
 from ssad_ray.methods.devices import make_repeatable
 

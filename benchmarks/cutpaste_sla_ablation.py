@@ -16,7 +16,8 @@ import statistics
 
 import numpy as np
 from numpy.typing import NDArray
-from one_member import cell, judged, load_product
+from one_member import judged, load_product
+from tables import cell
 
 from ssad_ray.core.rng import generator
 from ssad_ray.core.synthesis.edits import EDITS, changed_share

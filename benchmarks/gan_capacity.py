@@ -1,6 +1,6 @@
 """Which capacity of `gan_inversion` is best: planted defects, reconstruction error and true defects asked side by side.
 
-    python benchmarks/gan_capacity.py DATA [--size-px 128] [--scale 1] [--steps 600] [--capacities 2:0.2,8:0.2,32:0.0]
+    python benchmarks/gan_capacity.py DATA [--size-px 128] [--scale 1] [--steps 600] [--images 100] [--capacities 2:0.2]
 
 A capacity is latent channels and latent noise. Of the good images two thirds train; on the others defects are planted,
 and how well those are found (pixel AUROC, pixel AP) is one way to choose, needing no label. The reconstruction error
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssad_ray.config import RunConfig, validate_config
-from ssad_ray.core.framing import FramePlan, Frames, make_plan, random_frame
+from ssad_ray.core.framing import FramePlan, Frames, make_plan, random_frames
 from ssad_ray.core.images import decode, resize
 from ssad_ray.core.metrics.pixel import PixelHistogram
 from ssad_ray.core.records import GOOD
@@ -48,11 +48,9 @@ def read_with_mask(row: ManifestRow, config: RunConfig) -> tuple[Image, Mask | N
 
 def training_frames(images: list[Image], plan: FramePlan, config: RunConfig) -> TrainingFrames:
     """Cut frames as a run does."""
-    count = 1 if plan.mode == "resize" else config.input.frames_per_image
-    rng = generator(0, "frames")
-    return TrainingFrames.of_good(
-        np.stack([random_frame([image], plan, rng)[0] for image in images for _ in range(count)])
-    )
+    rng, num_tiles = generator(0, "frames"), config.input.frames_per_image
+    frames = [frame for image in images for (frame,) in random_frames([image], plan, rng, num_tiles)]
+    return TrainingFrames.of_good(np.stack(frames))
 
 
 def planted(images: list[Image], plan: FramePlan) -> list[tuple[Image, Mask]]:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -68,13 +67,6 @@ def judged(method_name: str, options: dict[str, Any], product: Product, seed: in
             JudgedImage(Prediction(row.sample_id, float(anomaly_map.max()), anomaly_map), row.ground_truth, None, mask)
         )
     return {**evaluate(images, exact=True).metrics, "seconds": float(np.median(seconds))}
-
-
-def cell(values: Sequence[float | None], digits: int = 3) -> str:
-    """Return mean and standard deviation of what several seeds gave."""
-    known = [value for value in values if value is not None]
-    spread = f" ± {stdev(known):.{digits}f}" if len(known) > 1 else ""
-    return f"{mean(known):.{digits}f}{spread}" if known else "–"
 
 
 def _read(row: ManifestRow) -> NDArray[np.uint8]:

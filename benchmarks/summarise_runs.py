@@ -4,9 +4,10 @@
 """
 
 import json
-import statistics
 import sys
 from pathlib import Path
+
+from tables import cell
 
 METRICS = (
     "image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1_max",
@@ -22,16 +23,8 @@ def main() -> None:
     print(f"| {len(reports)} runs | " + " | ".join(models) + " |")
     print("| --- |" + " --- |" * len(models))
     for metric in METRICS:
-        cells = [_cell([report[model].get(metric) for report in reports]) for model in models]
+        cells = [cell([report[model].get(metric) for report in reports]) for model in models]
         print(f"| {metric} | " + " | ".join(cells) + " |")
-
-
-def _cell(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "–"
-    spread = f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):.3f}{spread}"
 
 
 if __name__ == "__main__":

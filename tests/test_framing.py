@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssad_ray.config import InputConfig
-from ssad_ray.core.framing import FramePlan, Frames, is_aligned, joined_shape, make_plan, random_frame
+from ssad_ray.core.framing import FramePlan, Frames, is_aligned, joined_shape, make_plan, random_frames
 from ssad_ray.core.images import resize
 from ssad_ray.core.rng import generator
 from ssad_ray.datasets.synthetic import render_good
@@ -133,16 +133,18 @@ def test_a_thin_line_is_seen_where_one_side_shrinks_and_the_other_grows():
 def test_training_planes_are_cut_at_one_place(plan):
     image = generator(0, "cut").integers(0, 255, (40, 90, 3), np.uint8)
     target = image[..., 0].astype(np.float32)
-    frame, cut = random_frame([image, target], plan, generator(0, "where"))
-    assert frame.shape == (48, 32, 3)
-    np.testing.assert_allclose(frame[..., 0], cut, atol=1.5)  # each of two steps rounds to uint8
+    frames = list(random_frames([image, target], plan, generator(0, "where"), 4))
+    assert len(frames) == (1 if plan.mode == "resize" else 4)
+    for frame, cut in frames:
+        assert frame.shape == (48, 32, 3)
+        np.testing.assert_allclose(frame[..., 0], cut, atol=1.5)  # each of two steps rounds to uint8
 
 
 @pytest.mark.parametrize("length", [64, 65, 128, 300, 2000])
 def test_training_tiles_touch_the_edges_about_as_often_as_scored_ones(length):
     column = np.arange(length, dtype=np.float32)[:, None].repeat(64, axis=1)
     rng = generator(0, "edges")
-    starts = np.array([random_frame([column], TILES, rng)[0][0, 0] for _ in range(2000)])
+    starts = np.array([tile[0, 0] for (tile,) in random_frames([column], TILES, rng, 2000)])
     assert starts.min() == 0
     assert starts.max() == length - 64
     scored = Frames(np.zeros((length, 64, 3), np.uint8), TILES)
@@ -151,15 +153,17 @@ def test_training_tiles_touch_the_edges_about_as_often_as_scored_ones(length):
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_a_tile_that_is_to_show_a_defect_does_and_anywhere_inside(scale):
+def test_every_other_tile_shows_a_defect_and_anywhere_inside(scale):
     plan = FramePlan("tile", 64, 64, scale)
     image = np.zeros((900, 1200), np.float32)
     image[880:890, 400:410] = 1.0
     rng = generator(0, "showing")
-    cuts = [random_frame([image], plan, rng, image > 0)[0] for _ in range(300)]
+    tiles = [tile for (tile,) in random_frames([image], plan, rng, 600, image > 0)]
+    assert sum(tile.max() > 0 for tile in tiles[::2]) < 60
+    cuts = tiles[1::2]
     assert all(cut.max() > 0.2 for cut in cuts)
     columns = np.array([np.nonzero(cut)[1].mean() for cut in cuts])
     assert columns.min() < 8
     assert columns.max() > 55
-    nothing = random_frame([image], plan, rng, np.zeros_like(image, bool))[0]
-    assert nothing.shape == (64, 64)
+    nothing = list(random_frames([image], plan, rng, 2, np.zeros_like(image, bool)))
+    assert [tile.shape for (tile,) in nothing] == [(64, 64)] * 2

@@ -170,13 +170,14 @@ def joined_shape(plan: FramePlan, height: int, width: int) -> tuple[int, int]:
     return max(1, round(height * plan.scale)), max(1, round(width * plan.scale))
 
 
-def random_frame(
+def random_frames(
     planes: Sequence[NDArray[Any]],
     plan: FramePlan,
     rng: np.random.Generator,
+    num_tiles: int,
     showing: NDArray[np.bool_] | None = None,
-) -> list[NDArray[Any]]:
-    """Cut the same training frame out of planes of one size (an image, its target, its weights).
+) -> Iterator[list[NDArray[Any]]]:
+    """Cut training frames out of planes of one size (an image, its target, its weights), all at the same places.
 
     A target or weight plane is resized like the image; uint8 and float32 planes are accepted. Tiles lie at the image's
     edges about as often as those of `Frames` do, or edges would be foreign to whoever learns from them.
@@ -185,20 +186,23 @@ def random_frame(
         planes: (H, W) or (H, W, C), all of one size.
         plan: How images become frames.
         rng: Where tiles lie.
-        showing: (H, W); a tile shows one of these pixels, each as likely as the other. Anything where there is none.
+        num_tiles: How many tiles; an image that is seen whole is one frame.
+        showing: (H, W); every other tile shows one of these pixels, each as likely as the other, if there are any.
     """
     scaled = [resize(plane, *joined_shape(plan, *plane.shape[:2])) for plane in planes]
     if plan.mode == "resize":
-        return scaled
+        yield scaled
+        return
     scaled = [_pad(plane, plan) for plane in scaled]
-    y = _random_start(scaled[0].shape[0], plan.height, rng)
-    x = _random_start(scaled[0].shape[1], plan.width, rng)
-    if showing is not None and showing.any():
-        pixels = np.argwhere(showing)
-        pixel = pixels[int(rng.integers(len(pixels)))] * plan.scale
-        y = _start_that_shows(pixel[0], scaled[0].shape[0], plan.height, rng)
-        x = _start_that_shows(pixel[1], scaled[0].shape[1], plan.width, rng)
-    return [plane[y : y + plan.height, x : x + plan.width] for plane in scaled]
+    height, width = scaled[0].shape[:2]
+    shown = np.flatnonzero(showing) if showing is not None else np.empty(0, np.int64)
+    for index in range(num_tiles):
+        y, x = _random_start(height, plan.height, rng), _random_start(width, plan.width, rng)
+        if index % 2 and len(shown):
+            down, right = divmod(int(shown[int(rng.integers(len(shown)))]), planes[0].shape[1])
+            y = _start_that_shows(down * plan.scale, height, plan.height, rng)
+            x = _start_that_shows(right * plan.scale, width, plan.width, rng)
+        yield [plane[y : y + plan.height, x : x + plan.width] for plane in scaled]
 
 
 def to_stride(length: float) -> int:

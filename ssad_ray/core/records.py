@@ -85,7 +85,7 @@ class Calibration:
         false_alarm_level: Promised image-level false-alarm probability. At least `1 / (num_normals + 1)`.
         num_normals: Held-out anomaly-free images behind the thresholds.
         image_threshold: An image scoring above it is anomalous.
-        pixel_threshold_high: A region needs at least one pixel above it.
+        pixel_threshold_high: A region needs at least one pixel above it, or one that makes the image anomalous.
         pixel_threshold_low: A region grows over connected pixels above it.
         min_area_px: Regions with fewer pixels (image frame) are dropped, unless one of these makes the image anomalous.
         map_location: Median over held-out images of the maps' own medians.
@@ -125,7 +125,7 @@ class Provenance:
     """Where a region came from.
 
     Attributes:
-        model: Artifact name and version, e.g. `detector/draem-1`.
+        model: Artifact name and version, e.g. `draem-1`.
         threshold: Pixel threshold the region was grown with.
         parent: `region_id` it was edited or relabelled from.
         actor: `"auto"` or the name of a person.

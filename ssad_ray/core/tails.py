@@ -1,4 +1,4 @@
-"""How rare an anomaly map's value is on good images: the one unit in which maps of different methods can be added.
+"""How rare an anomaly map's value is on good images: the one unit in which maps of different methods compare.
 
 Shapes: T points of a table.
 """

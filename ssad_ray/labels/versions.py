@@ -43,7 +43,7 @@ class Lineage:
     Attributes:
         model: Name and version of the artifact that made the labels, or what else did.
         calibration: The thresholds that were applied; None where none were.
-        config_digest: SHA-256 of the resolved config.
+        config_digest: SHA-256 of the resolved config, without what is no part of results.
         manifest_digest: SHA-256 of the list of images.
         parent: The version this one was edited or relabelled from.
     """

@@ -41,7 +41,7 @@ class Artifact:
     """A fitted method, ready to score images.
 
     Attributes:
-        name: `<method>-<version>`, unique in its run.
+        name: Unique in its run: `<detector>-<version>`, `unet-<version>`, or what else it was made for.
         method: A name of the method table.
         plan: How images become frames.
         members: Fitted methods, one per cross-fitting fold.

@@ -99,7 +99,11 @@ class ContextSvdd:
         self.network.spread.fill_(max(float((squares - mean**2).mean()) ** 0.5, 1 / 255))
 
     def batch(self, frames: TrainingFrames, seed: int, step: int, shard: int) -> dict[str, NDArray[Any]]:
-        """Return per scale examples of the pretext task, `patches` (B, P, K, K, 3), and their `label` (B,)."""
+        """Return examples of the pretext task for each scale s, B of P patches.
+
+        `patches.<s>` is (B, P, K, K, 3) float32, normalised by the good frames, with K = `patch_px` * 2**s; `label.<s>`
+        is (B,) int64, the class that the patches show.
+        """
         mean = self.network.mean_311.view(3).cpu().numpy()
         spread = np.float32(self.network.spread.item())
         good = np.flatnonzero(frames.is_good_N)

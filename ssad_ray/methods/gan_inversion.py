@@ -9,6 +9,7 @@ L channels of the latent, h w its height and width.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, Self
 
 import numpy as np
@@ -164,8 +165,8 @@ class GanInversion:
         """Return how frames and generated ones differ in colour, in structure and to the discriminator (B, 3, H, W)."""
         colour = (x_BCHW - y_BCHW).abs().mean(1)
         structure = 1.0 - ssim((x_BCHW + 1.0) / 2.0, (y_BCHW + 1.0) / 2.0).mean(1)
-        features = zip(self.network.discriminator(x_BCHW)[0], self.network.discriminator(y_BCHW)[0], strict=True)
-        apart = [(a - b).abs().mean(1, keepdim=True) for a, b in list(features)[:_FEATURE_MAPS]]
+        features = islice(self.network.discriminator.features(torch.cat([x_BCHW, y_BCHW])), _FEATURE_MAPS)
+        apart = [(a - b).abs().mean(1, keepdim=True) for a, b in (each.chunk(2) for each in features)]
         at_full_size = [functional.interpolate(each, size=x_BCHW.shape[2:], mode="bilinear") for each in apart]
         return torch.stack([colour, structure, torch.cat(at_full_size, dim=1).mean(1)], dim=1)
 

@@ -7,6 +7,7 @@ Shapes: B batch, 3 colour channels, H W height and width of a frame, L channels 
 width (an eighth of H and W), F channels of a feature map.
 """
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -80,12 +81,15 @@ class Discriminator(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the feature maps, finest first, and the logits (B, 1, H / 16, W / 16), high where it looks real."""
-        features = []
+        features = list(self.features(x_BCHW))
+        return features, self.output(features[-1])
+
+    def features(self, x_BCHW: Tensor) -> Iterator[Tensor]:
+        """Yield the feature maps, finest first; none is made before it is asked for."""
         x = x_BCHW
         for layer in self.layers:
             x = functional.leaky_relu(layer(x), _SLOPE)
-            features.append(x)
-        return features, self.output(x)
+            yield x
 
 
 class SpectralConv(nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Losses shared by the methods; every one returns a scalar, the mean over a batch.
+"""Losses shared by the methods, each the mean over a batch, and the map of SSIM that one of them is made of.
 
 Shapes: B batch, C channels, H W frame height and width.
 """

@@ -72,7 +72,7 @@ class NormalPatches:
 
 
 def frames_to_remember(frames: TrainingFrames, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return good frames (N, H, W, 3) in random order, as many as are remembered at most; one at least."""
+    """Return good frames (N, H, W, 3) in random order, as many as are remembered at most; two at least."""
     height, width = frames.images_NHWC.shape[1:3]
     kept = rng.permutation(np.flatnonzero(frames.is_good_N))[: max(2, _MAX_PIXELS // (height * width))]
     images: NDArray[np.uint8] = frames.images_NHWC[kept]

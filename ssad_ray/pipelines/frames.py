@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ssad_ray.config import DataConfig, RunConfig
-from ssad_ray.core.framing import FramePlan, make_plan, random_frame
+from ssad_ray.core.framing import FramePlan, make_plan, random_frames
 from ssad_ray.core.images import decode, decode_mask
 from ssad_ray.core.records import GOOD, GroundTruth, Sample, Verdict
 from ssad_ray.core.regions import training_target
@@ -95,11 +95,10 @@ class FrameCutter:
         image = decode(data, self.config.data.max_image_px)
         shown = with_template(image, sample, self.config.data) if self.with_templates else image
         planes: list[NDArray[Any]] = [shown, *(self.targets(sample, shown) if self.targets else ())]
-        count = 1 if self.plan.mode == "resize" else self.config.input.frames_per_image
         rng = generator(self.config.seed, "frames", sample.sample_id)
         # Of a large image a few tiles anywhere would hardly ever show a defect: every other one is cut to show one.
         defective = planes[1] > 0 if self.targets else None
-        frames = [random_frame(planes, self.plan, rng, defective if index % 2 else None) for index in range(count)]
+        frames = random_frames(planes, self.plan, rng, self.config.input.frames_per_image, defective)
         cuts = zip(SCHEMA.names, zip(*frames, strict=True), strict=False)
         return {name: np.stack(cut).tobytes() for name, cut in cuts}
 

@@ -7,9 +7,13 @@ lower it.
 from dataclasses import replace
 from hashlib import sha256
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ssad_ray.core.images import decode_mask
-from ssad_ray.core.records import Verdict
-from ssad_ray.core.regions import label_mask
+from ssad_ray.core.masks import decode_mask as decode_region
+from ssad_ray.core.masks import mask_box
+from ssad_ray.core.records import DefectRegion, Verdict
 from ssad_ray.core.storage import join, list_files, read_bytes
 from ssad_ray.errors import DataError
 from ssad_ray.labels.versions import is_sealed, read_labels, read_lineage, write_labels
@@ -67,8 +71,13 @@ def _inside(verdict: Verdict, masks_uri: str, max_bytes: int) -> Verdict:
         inside = decode_mask(read_bytes(uri, max_bytes), verdict.height, verdict.width)
     except DataError as error:
         raise DataError(f"{uri}: {error.detail}") from error
-    kept = tuple(region for region in verdict.regions if (label_mask([region], *inside.shape) & inside).any())
+    kept = tuple(region for region in verdict.regions if _reaches(region, inside))
     return replace(verdict, regions=kept, is_anomalous=verdict.is_anomalous and bool(kept))
+
+
+def _reaches(region: DefectRegion, inside: NDArray[np.bool_]) -> bool:
+    x0, y0, x1, y1 = box = mask_box(region.mask)
+    return bool((decode_region(region.mask, box) & inside[y0:y1, x0:x1]).any())
 
 
 def _name(verdict: Verdict) -> str:

@@ -26,9 +26,9 @@ METRICS = {
     "pixel_f1_max": "Pixel F1 max",
     "pooled_iou": "Pooled IoU",
     "mean_iou": "Mean IoU",
-    "map_10": "mAP@10",
-    "map_30": "mAP@30",
-    "map_50": "mAP@50",
+    "map_10": "AP, IoU 0.1",
+    "map_30": "AP, IoU 0.3",
+    "map_50": "AP, IoU 0.5",
     "tianchi_score": "Tianchi score",
 }
 _CURVES = ("image_auroc", "pixel_ap", "pixel_aupro", "pooled_iou", "mean_iou")

@@ -1,6 +1,6 @@
 """Images through a pool of Ray actors: addresses go in, one row per image comes out.
 
-An actor reads, decodes, tiles and scores by itself, so neither bytes nor pixels nor tiles cross the object store, and
+An actor reads, decodes, tiles and scores by itself: no file crosses the object store, only what a worker returns, and
 memory does not grow with the number of images. Nothing that one image does ends the run: an exception becomes a row
 with `error`, and so does an image that kills the process of its actor.
 """

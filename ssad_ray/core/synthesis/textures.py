@@ -57,7 +57,7 @@ def procedural(shape: tuple[int, int], rng: np.random.Generator) -> Pixels:
 
 
 def grain(pixels: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """Add noise of neighbouring pixels alike in all channels, of `strength` grey levels."""
+    """Add noise of `strength` grey levels, from pixel to pixel another and in all channels the same."""
     return pixels + rng.normal(0.0, strength, (*pixels.shape[:2], 1)).astype(np.float32)
 
 

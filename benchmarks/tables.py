@@ -1,0 +1,11 @@
+"""What the tables of several benchmarks have in common."""
+
+from collections.abc import Sequence
+from statistics import mean, stdev
+
+
+def cell(values: Sequence[float | None], digits: int = 3) -> str:
+    """Return mean and standard deviation of what several seeds gave."""
+    known = [value for value in values if value is not None]
+    spread = f" ± {stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{mean(known):.{digits}f}{spread}" if known else "–"

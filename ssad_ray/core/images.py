@@ -146,6 +146,11 @@ def resize(image: NDArray[Pixel], height: int, width: int) -> NDArray[Pixel]:
     return image
 
 
+def blurred(maps_BHW: NDArray[np.float32], sigma_px: float) -> NDArray[np.float32]:
+    """Return maps (B, H, W), each blurred by a Gaussian."""
+    return np.stack([cv2.GaussianBlur(each, (0, 0), sigma_px) for each in maps_BHW])
+
+
 def _open(data: bytes) -> tuple[ImageFile.ImageFile, ImageInfo]:
     """Open a file lazily and read its header."""
     kind = next((kind for signature, kind in _FORMATS.items() if data.startswith(signature)), None)

@@ -9,15 +9,15 @@ Shapes: B batch, 3 colour channels, H W height and width of a frame.
 from collections.abc import Mapping
 from typing import Self
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ssad_ray.config import RunConfig
+from ssad_ray.core.images import blurred
 from ssad_ray.method_config import AutoencoderConfig
-from ssad_ray.methods.base import State, TrainingFrames, to_tensor
+from ssad_ray.methods.base import State, TrainingFrames, to_tensor, to_unit
 from ssad_ray.methods.batches import Batch, planted_shard
 from ssad_ray.methods.losses import reconstruction_loss, ssim
 from ssad_ray.methods.networks import Reconstructor, doubling
@@ -56,7 +56,7 @@ class Autoencoder:
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Reconstruct the frame."""
-        image = batch["image"].permute(0, 3, 1, 2).float() / 255.0
+        image = to_unit(batch["image"])
         return reconstruction_loss(self.network(image), image, batch["is_good"])
 
     def fit(self, frames: TrainingFrames, seed: int) -> None:
@@ -69,7 +69,7 @@ class Autoencoder:
         image = to_tensor(images_BHWC, next(self.network.parameters()).device)
         reconstruction = self.network(image)
         residual = (reconstruction - image).abs().mean(1) + 0.5 * (1.0 - ssim(reconstruction, image)).mean(1)
-        return np.stack([cv2.GaussianBlur(m, (0, 0), _SMOOTHING_PX) for m in residual.cpu().numpy()])
+        return blurred(residual.cpu().numpy(), _SMOOTHING_PX)
 
     def state(self) -> State:
         """Return the weights."""

@@ -160,4 +160,9 @@ def is_shown_template(method: Method) -> bool:
 
 def to_tensor(images_BHWC: NDArray[np.uint8], device: torch.device) -> Tensor:
     """Return images as (B, C, H, W) float32 in [0, 1], channels last in memory."""
-    return torch.from_numpy(images_BHWC).to(device).permute(0, 3, 1, 2).float().div_(255.0)
+    return to_unit(torch.from_numpy(images_BHWC).to(device))
+
+
+def to_unit(images_BHWC: Tensor) -> Tensor:
+    """Return uint8 images the same way."""
+    return images_BHWC.permute(0, 3, 1, 2).float() / 255.0

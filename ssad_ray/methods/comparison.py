@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssad_ray.method_config import ComparisonConfig, TrainingConfig
-from ssad_ray.methods.base import State, TrainingFrames, to_tensor
+from ssad_ray.methods.base import State, TrainingFrames, to_tensor, to_unit
 from ssad_ray.methods.losses import DEFECT_PRIOR, reconstruction_loss, segmentation_loss
 from ssad_ray.methods.networks import Reconstructor, UNet, doubling
 from ssad_ray.methods.reference import NUM_CHANNELS, NormalReference, frame_shape
@@ -66,7 +66,7 @@ class Comparison:
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Reconstruct the good frames as they were before planting, and find what is defective."""
-        image, clean = (batch[name].permute(0, 3, 1, 2).float() / 255.0 for name in ("image", "clean"))
+        image, clean = (to_unit(batch[name]) for name in ("image", "clean"))
         reconstruction, logits = self.network(image)
         found = segmentation_loss(logits, batch["target"], batch["weight"])
         return found + reconstruction_loss(reconstruction, clean, batch["is_good"])

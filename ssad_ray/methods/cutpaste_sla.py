@@ -23,7 +23,7 @@ from ssad_ray.core.rng import generator
 from ssad_ray.core.synthesis.edits import EDITS, changed_share, soft_label
 from ssad_ray.errors import ConfigError
 from ssad_ray.method_config import CutPasteSlaConfig
-from ssad_ray.methods.base import State, TrainingFrames, to_tensor
+from ssad_ray.methods.base import State, TrainingFrames, to_tensor, to_unit
 from ssad_ray.methods.density import Density, Gaussian, Kernel
 from ssad_ray.methods.devices import device
 from ssad_ray.methods.patch_maps import gaussian_kernel, spread_over_pixels
@@ -127,8 +127,8 @@ class CutPasteSla:
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Tell which edit was made, if any."""
-        images = batch["images"].flatten(0, 1).permute(0, 3, 1, 2).float() / 255.0
-        return functional.cross_entropy(self.network(images), batch["targets"].flatten(0, 1))
+        logits = self.network(to_unit(batch["images"].flatten(0, 1)))
+        return functional.cross_entropy(logits, batch["targets"].flatten(0, 1))
 
     def fit(self, frames: TrainingFrames, seed: int) -> None:
         """Train in this process."""

@@ -23,7 +23,7 @@ from ssad_ray.config import RunConfig
 from ssad_ray.core.framing import is_aligned
 from ssad_ray.core.rng import generator
 from ssad_ray.method_config import GanInversionConfig
-from ssad_ray.methods.base import State, TrainingFrames, to_tensor
+from ssad_ray.methods.base import State, TrainingFrames, to_tensor, to_unit
 from ssad_ray.methods.devices import device
 from ssad_ray.methods.gan_networks import STRIDE_PX, GanNetwork
 from ssad_ray.methods.inversion import LEAST_TRUSTED, refine, relax_all, relax_trusted, trust
@@ -84,7 +84,7 @@ class GanInversion:
         limit of the gradient's norm, as for every method, is one for both.
         """
         encoder, generator_, discriminator = self.network.encoder, self.network.generator, self.network.discriminator
-        real = batch["image"].permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        real = 2.0 * to_unit(batch["image"]) - 1.0
         z = encoder(real)
         fake = generator_(z + batch["noise"])
         wanted, logits_real = discriminator(real)

@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from torchvision.models import get_model
 
 from ssad_ray.config import RunConfig
 from ssad_ray.core.framing import is_aligned
+from ssad_ray.core.images import blurred
 from ssad_ray.core.rng import generator
 from ssad_ray.errors import ConfigError
 from ssad_ray.method_config import MemoryBankConfig
@@ -105,8 +105,7 @@ class MemoryBank:
         height, width = images_BHWC.shape[1:3]
         ratios = self.normal.ratios(self._features(images_BHWC))[:, None]
         enlarged = functional.interpolate(ratios, (height, width), mode="bilinear")[:, 0].cpu().numpy()
-        sigma_px = _SMOOTHING * (height * width) ** 0.5
-        return np.stack([cv2.GaussianBlur(each, (0, 0), sigma_px) for each in enlarged])
+        return blurred(enlarged, _SMOOTHING * (height * width) ** 0.5)
 
     def _features(self, images_BHWC: NDArray[np.uint8]) -> Tensor:
         features: Tensor = self.network(to_tensor(images_BHWC, device()))

@@ -7,11 +7,11 @@ Shapes: B frames, N training frames, H W height and width of a frame, C = 3 chan
 
 from typing import Self
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ssad_ray.config import RunConfig
+from ssad_ray.core.images import blurred
 from ssad_ray.method_config import PixelReferenceConfig
 from ssad_ray.methods.base import State, TrainingFrames
 
@@ -42,7 +42,7 @@ class PixelReference:
     def maps(self, images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the smoothed deviations (B, H, W), in robust standard deviations."""
         deviation = np.abs(images_BHWC.astype(np.float32) - self.median_HWC) / self.spread_HWC
-        return np.stack([cv2.GaussianBlur(m, (0, 0), self.config.blur_px) for m in deviation.max(axis=3)])
+        return blurred(deviation.max(axis=3), self.config.blur_px)
 
     def state(self) -> State:
         """Return the two images that were learnt."""

@@ -10,7 +10,7 @@ from ssad_ray.core.registration import MIN_CORRELATION, register
 from ssad_ray.core.rng import generator
 from ssad_ray.core.storage import read_bytes
 from ssad_ray.errors import DataError
-from ssad_ray.methods.template_pairs import as_photographed
+from ssad_ray.methods.template_pairs import photographed_pair
 
 
 def with_template(image: NDArray[np.uint8], sample: Sample, limits: DataConfig) -> NDArray[np.uint8]:
@@ -25,7 +25,7 @@ def with_template(image: NDArray[np.uint8], sample: Sample, limits: DataConfig) 
     if sample.template_uri is None:
         raise DataError("it has no template, and the model compares with one; name it, or take another detector")
     if sample.template_uri == sample.uri:
-        return np.concatenate([as_photographed(image, generator(0, "taken", sample.sample_id)), image], axis=2)
+        return photographed_pair(image, generator(0, "taken", sample.sample_id))
     try:
         template = decode(read_bytes(sample.template_uri, limits.max_image_bytes), limits.max_image_px)
     except DataError as error:

@@ -22,7 +22,7 @@ from ssad_ray.config import RunConfig
 from ssad_ray.core.rng import generator
 from ssad_ray.method_config import TemplateDifferenceConfig
 from ssad_ray.methods.base import State, TrainingFrames
-from ssad_ray.methods.template_pairs import as_photographed
+from ssad_ray.methods.template_pairs import photographed_pair
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -78,7 +78,10 @@ class TemplateDifference:
         num = min(max(len(good), _LEAST_PAIRS), _MOST_PAIRS, max(1, _MOST_PX // frames.images_NHWC[0, ..., 0].size))
         pairs = [frames.images_NHWC[it] for it in np.resize(good, num)]
         true = [pair for pair in pairs if _is_true(pair)]
-        made = [_made(pair, generator(seed, "made", index)) for index, pair in enumerate(pairs)]
+        made = [
+            photographed_pair(np.ascontiguousarray(pair[..., 3:]), generator(seed, "made", index))
+            for index, pair in enumerate(pairs)
+        ]
         usual = np.median([self._usual(pair) for pair in true or made], axis=0).astype(np.float32)
         self.usual_beyond, self.usual_signed = usual
         level = [_LEAST_RESIDUAL / least for least in (usual[0, 0], *[usual[1, 0]] * len(COARSE_PX))]
@@ -136,11 +139,6 @@ class TemplateDifference:
 def _is_true(pair_HWC: Pixels) -> bool:
     """Return whether a pair shows two pictures, not a template twice."""
     return bool(cv2.absdiff(pair_HWC[..., :3], pair_HWC[..., 3:]).mean() > _SAME)
-
-
-def _made(pair_HWC: Pixels, rng: np.random.Generator) -> Pixels:
-    template = np.ascontiguousarray(pair_HWC[..., 3:])
-    return np.concatenate([as_photographed(template, rng), template], axis=2)
 
 
 def _band(template_HWC: Pixels, radius_px: int) -> tuple[Pixels, Pixels]:

@@ -22,6 +22,11 @@ _THICKNESS = 0.2  # of a pixel, standard deviation
 _NOISE = 2.0  # grey levels
 
 
+def photographed_pair(template_HWC: Pixels, rng: np.random.Generator) -> Pixels:
+    """Return a photograph of a template on top of the template, (H, W, 6)."""
+    return np.concatenate([as_photographed(template_HWC, rng), template_HWC], axis=2)
+
+
 def as_photographed(template_HWC: Pixels, rng: np.random.Generator) -> Pixels:
     """Return an image (H, W, C) that shows a template and nothing else; as bright, as registration leaves it."""
     height, width = template_HWC.shape[:2]

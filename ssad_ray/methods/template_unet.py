@@ -19,12 +19,12 @@ from torch.nn import functional
 
 from ssad_ray.config import RunConfig, SegmenterConfig
 from ssad_ray.method_config import ComparisonConfig, TrainingConfig
-from ssad_ray.methods.base import State, TrainingFrames, to_tensor
+from ssad_ray.methods.base import State, TrainingFrames, to_tensor, to_unit
 from ssad_ray.methods.batches import Batch
 from ssad_ray.methods.comparison import LEVELS, WIDEST
 from ssad_ray.methods.losses import DEFECT_PRIOR, segmentation_loss
 from ssad_ray.methods.networks import UNet, coordinates, doubling
-from ssad_ray.methods.template_pairs import as_photographed
+from ssad_ray.methods.template_pairs import photographed_pair
 from ssad_ray.methods.training import load_network_state, network_state, train
 from ssad_ray.methods.unet import mixed_shard
 
@@ -67,8 +67,7 @@ def _retaken(pair_HWC: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[n
     """
     if rng.random() > _RETAKEN:
         return pair_HWC
-    template = np.ascontiguousarray(pair_HWC[..., 3:])
-    return np.concatenate([as_photographed(template, rng), template], axis=2)
+    return photographed_pair(np.ascontiguousarray(pair_HWC[..., 3:]), rng)
 
 
 class TemplateUnet:
@@ -101,8 +100,7 @@ class TemplateUnet:
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Find what is defective."""
-        logits = self.network(batch["image"].permute(0, 3, 1, 2).float() / 255.0)
-        return segmentation_loss(logits, batch["target"], batch["weight"])
+        return segmentation_loss(self.network(to_unit(batch["image"])), batch["target"], batch["weight"])
 
     def fit(self, frames: TrainingFrames, seed: int) -> None:
         """Train in this process."""

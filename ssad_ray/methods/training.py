@@ -29,6 +29,7 @@ ComputeShards = Callable[["Trainer"], Sequence[tuple[Tensor, float]]]
 Save = Callable[["Trainer"], None]
 
 _WARMUP_FRACTION = 0.05
+_PREFIX = "network."
 _GRADIENT_NORM_LIMIT = 1.0
 
 
@@ -192,7 +193,7 @@ def start_from(network: nn.Module, initial: State) -> None:
     """
     try:
         weights = {
-            name: torch.from_numpy(np.array(initial[f"network.{name}"])) for name, _ in network.named_parameters()
+            name: torch.from_numpy(np.array(initial[f"{_PREFIX}{name}"])) for name, _ in network.named_parameters()
         }
         network.load_state_dict(weights, strict=False)
     except (KeyError, RuntimeError) as error:
@@ -201,17 +202,17 @@ def start_from(network: nn.Module, initial: State) -> None:
         ) from error
 
 
-def network_state(network: nn.Module, prefix: str = "network.") -> State:
+def network_state(network: nn.Module) -> State:
     """Return a network's parameters and buffers as named arrays."""
-    return {prefix + name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}
+    return {_PREFIX + name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}
 
 
-def load_network_state(network: nn.Module, state: Mapping[str, np.ndarray], prefix: str = "network.") -> None:
+def load_network_state(network: nn.Module, state: Mapping[str, np.ndarray]) -> None:
     """Load what `network_state` returned, ready to score; torch refuses missing or misshapen arrays by name."""
     tensors = {
-        name.removeprefix(prefix): torch.from_numpy(np.array(value))
+        name.removeprefix(_PREFIX): torch.from_numpy(np.array(value))
         for name, value in state.items()
-        if name.startswith(prefix)
+        if name.startswith(_PREFIX)
     }
     network.load_state_dict(tensors)
     network.to(device()).to(memory_format=torch.channels_last).eval()

@@ -9,11 +9,11 @@ Shapes: B batch, P parts of a difference, 3 colour channels, H W height and widt
 from collections.abc import Iterable
 from typing import Self
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from ssad_ray.core.images import blurred
 from ssad_ray.methods.base import State
 
 _SMOOTHING_PX = 2.0
@@ -83,5 +83,4 @@ def steepness(y_BCHW: Tensor) -> Tensor:
 
 def smoothed(maps_BHW: Tensor) -> Tensor:
     """Blur maps (B, H, W) by a Gaussian of 2 px."""
-    smooth = [cv2.GaussianBlur(each, (0, 0), _SMOOTHING_PX) for each in maps_BHW.cpu().numpy()]
-    return torch.from_numpy(np.stack(smooth)).to(maps_BHW.device)
+    return torch.from_numpy(blurred(maps_BHW.cpu().numpy(), _SMOOTHING_PX)).to(maps_BHW.device)

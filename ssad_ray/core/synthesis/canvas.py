@@ -25,22 +25,18 @@ MARGIN_PX = 2
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where a plant may go, and from which images it may borrow.
+    """Where a plant goes, and from which images it may borrow.
 
     Attributes:
-        where: (H, W) mask of the inspected part, plants are centred on it; None is the whole frame.
         other: Another anomaly-free image, of any size, as a source of texture.
     """
 
-    where: Mask | None = None
     other: Image | None = None
 
     def centre(self, image: Image, rng: np.random.Generator) -> Point:
         """Draw the point a plant is centred on."""
         height, width = image.shape[:2]
-        inside = np.flatnonzero(self.where) if self.where is not None else np.empty(0)
-        flat = inside[rng.integers(inside.size)] if inside.size else rng.integers(height * width)
-        y, x = divmod(int(flat), width)
+        y, x = divmod(int(rng.integers(height * width)), width)
         return float(y), float(x)
 
     def donor(self, image: Image, rng: np.random.Generator) -> Image:
@@ -48,12 +44,9 @@ class Site:
         return self.other if self.other is not None and rng.random() < 0.5 else image
 
     def background(self, image: Image) -> Pixels:
-        """Return the mean colour (3,) around the part: outside `where`, else of the frame's outermost pixels."""
+        """Return the mean colour (3,) of the frame's outermost pixels."""
         outside = np.ones(image.shape[:2], np.uint8)
-        if self.where is not None and not self.where.all():
-            outside[self.where] = 0
-        else:
-            outside[1:-1, 1:-1] = 0
+        outside[1:-1, 1:-1] = 0
         return np.array(cv2.mean(image, outside)[:3], np.float32)
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from ssad_ray.core.synthesis.blob import blob
-from ssad_ray.core.synthesis.canvas import Image, Mask, Planted, Site
+from ssad_ray.core.synthesis.canvas import Image, Planted, Site
 from ssad_ray.core.synthesis.cutpaste import cutpaste
 from ssad_ray.core.synthesis.deform import deform
 from ssad_ray.core.synthesis.missing import missing
@@ -43,7 +43,6 @@ def plant(
     rng: np.random.Generator,
     families: Sequence[str],
     other: Image | None = None,
-    where: Mask | None = None,
 ) -> Planted:
     """Plant one visible defect of a randomly drawn family.
 
@@ -52,7 +51,6 @@ def plant(
         rng: The stream that everything is drawn from.
         families: Names of `FAMILIES` to draw from; keep some back to judge with.
         other: Another anomaly-free image, of any size, as a source of texture; with or without a template.
-        where: (H, W) mask of the inspected part; the plant overlaps it.
 
     Returns:
         The planted image, and the mask of what visibly changed: at least `SMALLEST_PLANT_PX` pixels, or none at all
@@ -64,9 +62,9 @@ def plant(
     if not families or not FAMILIES.keys() >= set(families):
         raise ConfigError(f"planted defects come from the families {', '.join(FAMILIES)}; got {list(families)}")
     picture, template = image[..., :3], image[..., 3:]
-    site = Site(where, None if other is None else other[..., :3])
+    site = Site(None if other is None else other[..., :3])
     for _ in range(MAX_TRIES):
         planted, mask = FAMILIES[families[int(rng.integers(len(families)))]](picture, rng, site)
-        if np.count_nonzero(mask if where is None else mask & where) >= SMALLEST_PLANT_PX:
+        if np.count_nonzero(mask) >= SMALLEST_PLANT_PX:
             return np.concatenate([planted, template], axis=2), mask
     return image.copy(), np.zeros(image.shape[:2], np.bool_)

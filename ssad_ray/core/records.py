@@ -16,6 +16,14 @@ Box = tuple[float, float, float, float]
 GOOD = "good"
 """The defect type of an anomaly-free image."""
 
+NOBODY = "auto"
+"""The actor of a region that no person has touched."""
+
+
+def path_of(sample_id: str) -> str:
+    """Return the path inside the data set, which an id begins with."""
+    return sample_id.rpartition("@")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -128,7 +136,7 @@ class Provenance:
         model: Artifact name and version, e.g. `draem-1`.
         threshold: Pixel threshold the region was grown with.
         parent: `region_id` it was edited or relabelled from.
-        actor: `"auto"` or the name of a person.
+        actor: The name of a person, or `NOBODY`.
         time: ISO 8601, UTC.
     """
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssad_ray.core.masks import PixelBox, decode_mask, encode_mask, mask_box
-from ssad_ray.core.records import Calibration, DefectRegion, Provenance, Verdict
+from ssad_ray.core.records import NOBODY, Calibration, DefectRegion, Provenance, Verdict
 from ssad_ray.errors import DataError
 
 MAX_REGIONS = 1000
@@ -138,7 +138,7 @@ def to_defect_regions(
     if num_found > len(regions):
         _logger.warning("%s: %d regions found, the %d highest are kept", sample_id, num_found, len(regions))
     height, width = anomaly_map.shape
-    provenance = Provenance(model=model, threshold=low, parent=None, actor="auto", time=time.isoformat())
+    provenance = Provenance(model=model, threshold=low, parent=None, actor=NOBODY, time=time.isoformat())
     return [
         DefectRegion(
             region_id=f"{sample_id}#{index}",
@@ -219,7 +219,7 @@ def _write_region(
     inside = decode_mask(region.mask, box)
     target[y0:y1, x0:x1][inside] = 1.0
     weight[y0:y1, x0:x1][inside] = 1.0
-    if region.provenance.actor == "auto":
+    if region.provenance.actor == NOBODY:
         is_core = anomaly_map[y0:y1, x0:x1] > threshold_high
         weight[y0:y1, x0:x1][inside] = region.confidence * np.where(is_core, 1.0, 0.5)[inside]
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ssad_ray.core import storage
-from ssad_ray.core.records import GroundTruth, Sample, TrueBox
+from ssad_ray.core.records import GroundTruth, Sample, TrueBox, path_of
 from ssad_ray.datasets.entries import SourceStage
 from ssad_ray.errors import DataError
 
@@ -86,7 +86,7 @@ class ManifestRow:
     @property
     def path(self) -> str:
         """The path inside the data set."""
-        return self.sample_id.rpartition("@")[0]
+        return path_of(self.sample_id)
 
     @property
     def is_template(self) -> bool:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ssad_ray.core.images import decode_mask
 from ssad_ray.core.masks import decode_mask as decode_region
 from ssad_ray.core.masks import mask_box
-from ssad_ray.core.records import DefectRegion, Verdict
+from ssad_ray.core.records import DefectRegion, Verdict, path_of
 from ssad_ray.core.storage import join, list_files, read_bytes
 from ssad_ray.errors import DataError
 from ssad_ray.labels.versions import is_sealed, read_labels, read_lineage, write_labels
@@ -81,4 +81,4 @@ def _reaches(region: DefectRegion, inside: NDArray[np.bool_]) -> bool:
 
 
 def _name(verdict: Verdict) -> str:
-    return mask_name(verdict.sample_id.rpartition("@")[0])
+    return mask_name(path_of(verdict.sample_id))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ssad_ray.config import DataConfig
 from ssad_ray.core.images import decode
-from ssad_ray.core.records import DefectRegion, Sample, Verdict
+from ssad_ray.core.records import NOBODY, DefectRegion, Sample, Verdict
 from ssad_ray.core.region_features import describe
 from ssad_ray.core.spreading import UNNAMED, spread
 from ssad_ray.errors import ArtifactError, ConfigError, DataError
@@ -28,7 +28,6 @@ from ssad_ray.methods.showing import with_template
 from ssad_ray.pipelines.run import Announce, Run, write_text
 from ssad_ray.pipelines.stream import Row, stream
 
-AUTO = "auto"
 _SCHEMA = pa.schema([("region_ids", pa.list_(pa.string())), ("features", pa.binary())])
 
 
@@ -72,9 +71,9 @@ def propagate_types(
         DataError: A named region is not in the version, or none of their images can be read.
         ConfigError: The person is called `auto`.
     """
-    if person == AUTO:
+    if person == NOBODY:
         raise ConfigError(
-            f"a person cannot be called {AUTO!r}: so are regions that nobody has touched; give another --person"
+            f"a person cannot be called {NOBODY!r}: so are regions that nobody has touched; give another --person"
         )
     root_uri = str(run.labels_path)
     lineage = replace(read_lineage(root_uri, version).lineage, parent=version)
@@ -119,7 +118,7 @@ def _given(
     before = {
         region_id: Named(region.defect_type, float(region.defect_type is not None), region.provenance.actor)
         for region_id, region in regions.items()
-        if region.provenance.actor != AUTO
+        if region.provenance.actor != NOBODY
     }
     now = {region_id: Named(defect_type, 1.0, person) for region_id, defect_type in named.items()}
     return dict.fromkeys(regions) | before | now
@@ -153,10 +152,10 @@ def _spread(
     names = np.array([types.index(each.defect_type) if each and each.defect_type else UNNAMED for each in known])
     found, shares = spread(np.stack(list(features.values())), names)
     guessed = {
-        region_id: Named(types[name] if name != UNNAMED and share >= least_share else None, float(share), AUTO)
+        region_id: Named(types[name] if name != UNNAMED and share >= least_share else None, float(share), NOBODY)
         for region_id, name, share in zip(features, found.tolist(), shares.tolist(), strict=True)
     }
-    return {region_id: each or guessed.get(region_id, Named(None, 0.0, AUTO)) for region_id, each in given.items()}
+    return {region_id: each or guessed.get(region_id, Named(None, 0.0, NOBODY)) for region_id, each in given.items()}
 
 
 def _renamed(verdict: Verdict, named: Mapping[str, Named], time: str) -> Verdict:
@@ -174,6 +173,6 @@ def _table(named: Mapping[str, Named]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["region_id", "defect_type", "share", "named_by"])
-    for region_id, each in sorted(named.items(), key=lambda item: (item[1].share, item[1].named_by != AUTO)):
+    for region_id, each in sorted(named.items(), key=lambda item: (item[1].share, item[1].named_by != NOBODY)):
         writer.writerow([region_id, each.defect_type or "", f"{each.share:.3f}", each.named_by])
     return text.getvalue()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ssad_ray import __version__
-from ssad_ray.core.records import Stage
+from ssad_ray.core.records import Stage, path_of
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.labels.versions import LabelVersion, list_versions, read_labels, read_lineage
 from ssad_ray.pipelines.folds import assign_folds
@@ -131,7 +131,7 @@ def _least_normal(run: Run, name: str) -> Facts:
     assert artifact.calibration is not None, "the detector of a report is calibrated"  # noqa: S101
     return {
         "threshold": artifact.calibration.image_threshold,
-        "scores": {each["sample_id"].rpartition("@")[0]: each["score"] for each in artifact.card["least_normal"]},
+        "scores": {path_of(each["sample_id"]): each["score"] for each in artifact.card["least_normal"]},
     }
 
 
@@ -168,4 +168,4 @@ def _refused(run: Run, labels: Mapping[str, LabelVersion]) -> dict[str, str]:
     """Return the images that could be catalogued but not labelled, and why."""
     incomplete = [name for name, each in labels.items() if each.counts["errors"]]
     verdicts = (verdict for name in incomplete for verdict in read_labels(str(run.labels_path), name))
-    return {verdict.sample_id.rpartition("@")[0]: verdict.error for verdict in verdicts if verdict.error}
+    return {path_of(verdict.sample_id): verdict.error for verdict in verdicts if verdict.error}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ssad_ray.errors import InspectionError
+from ssad_ray.errors import ConfigError, InspectionError
 
 if TYPE_CHECKING:
     from ssad_ray.pipelines.run import Announce, Run
@@ -120,7 +120,12 @@ def fit(
         fit_detector(run, name, detector, announce)
     if not run.champion_path.exists():
         run.promote(name)
-    typer.echo(f"{run.model_path(name)}\n{_rule(run, name)}")
+    calibration = run.artifact(name).calibration
+    assert calibration is not None  # noqa: S101
+    num_failed = len(run.rows("train")) - calibration.num_normals
+    if num_failed:
+        typer.echo(f"{num_failed} good images failed and had no part in it", err=True)
+    typer.echo(f"{run.model_path(name)}\n{calibration.rule}")
 
 
 @app.command()
@@ -139,8 +144,10 @@ def label(
     from ssad_ray.pipelines.label import label_online
 
     run = _reopen(out, set_)
+    labeller = model or run.champion
+    run.refuse_unknown(labeller)
     with _working(run, address) as announce:
-        version = label_online(run, model or run.champion, announce)
+        version = label_online(run, labeller, announce)
     if roi is not None:
         version, num_unmasked = keep_inside(run, version, roi)
     counts = read_lineage(str(run.labels_path), version).counts
@@ -208,6 +215,7 @@ def train(
     from ssad_ray.pipelines.train import train_on_labels
 
     run = _reopen(out, set_)
+    run.model_path(name)
     labeller = read_lineage(str(run.labels_path), labels).lineage.model
     with _working(run, address) as announce:
         train_on_labels(run, name, labels, labeller, announce)
@@ -229,6 +237,7 @@ def evaluate(
 
     run = _reopen(out, set_)
     name = model or run.champion
+    run.refuse_unknown(name)
     with _working(run, address) as announce:
         evaluate_on_test(run, name, announce)
     figures = read_json(run.evaluation_path(name))
@@ -290,24 +299,20 @@ def _open(
     out: Path, config: Path | None, set_: list[str] | None, seed: int | None, init_from: Path | None = None
 ) -> "Run":
     from ssad_ray.config import load_config
-    from ssad_ray.pipelines.run import open_run
+    from ssad_ray.pipelines.run import config_of, open_run
 
     overrides = [*(set_ or ()), *([] if seed is None else [f"seed={seed}"])]
     if init_from is not None:
         overrides.append(f"detector.init_from={json.dumps(str(init_from))}")  # a path may look like YAML
-    return open_run(out.absolute(), load_config(config, overrides))
+    return open_run(out.absolute(), load_config(config or config_of(out), overrides))
 
 
 def _reopen(out: Path, set_: list[str] | None) -> "Run":
-    from ssad_ray.config import load_config
-    from ssad_ray.pipelines.run import open_run
+    from ssad_ray.pipelines.run import config_of
 
-    return open_run(out.absolute(), load_config(out / "config.yaml", set_ or ()))
-
-
-def _rule(run: "Run", name: str) -> str:
-    calibration = run.artifact(name).calibration
-    return calibration.rule if calibration else ""
+    if config_of(out) is None:
+        raise ConfigError(f"{out} is no run; `ssad fit` and `ssad loop` make one")
+    return _open(out, None, set_, None)
 
 
 @contextmanager
@@ -320,7 +325,11 @@ def _working(
     from ssad_ray.pipelines.session import session
 
     with progress() as announce:
-        prepare(run, data, protocol.value if protocol else None, announce)
+        num_unusable = prepare(run, data, protocol.value if protocol else None, announce)
+        if num_unusable:
+            typer.echo(
+                f"{num_unusable} images cannot be used and are left out; `ssad catalog {data}` says why", err=True
+            )
         resources = run.config.resources
-        with session(resources, address, dashboard=resources.train_workers > 0):
+        with run.locked(), session(resources, address, dashboard=resources.train_workers > 0):
             yield announce

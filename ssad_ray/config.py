@@ -156,7 +156,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunC
     if path is not None:
         try:
             loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise ConfigError(f"cannot read the config {path}: {error}") from error
         if loaded is not None and not isinstance(loaded, dict):
             raise ConfigError(f"the config {path} holds a {type(loaded).__name__}; a mapping of sections is needed")
@@ -167,7 +167,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunC
             raise ConfigError(f"--set takes dotted.path=value, for example seed=1; got {override!r}")
         try:
             tree = with_override(tree, dotted, yaml.safe_load(text))
-        except (ValueError, yaml.YAMLError) as error:
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
             raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
     return validate_config(tree)
 

@@ -3,9 +3,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +19,12 @@ from ssad_ray.core.images import encode_png
 from ssad_ray.core.records import Sample
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.errors import ArtifactError, DataError
-from ssad_ray.labels.versions import list_versions, read_labels
+from ssad_ray.labels.versions import list_versions, read_labels, read_lineage, write_labels
 from ssad_ray.methods.artifact import Artifact, load_artifact, save_artifact
 from ssad_ray.methods.base import TrainingFrames
 from ssad_ray.methods.judging import judge
 from ssad_ray.methods.pixel_reference import PixelReference
-from ssad_ray.pipelines.label import label
+from ssad_ray.pipelines.label import label, label_online
 from ssad_ray.pipelines.session import session
 
 HEIGHT, WIDTH = 96, 160
@@ -123,6 +125,28 @@ def test_a_store_that_is_away_seals_nothing_and_is_asked_again(tmp_path, rows, w
     for path in away:
         path.with_suffix(".away").rename(path)
     assert label(tmp_path / "artifact", rows, labels, "v1", config(workers)).counts["errors"] == 2
+
+
+def test_labels_that_a_model_did_not_make_or_that_are_gone_are_not_taken_for_its_own(tmp_path, rows):
+    save_reference(tmp_path / "pixel_reference-1")
+    labels = str(tmp_path / "labels")
+    run = SimpleNamespace(
+        timed=lambda _: nullcontext(),
+        refuse_unknown=lambda _: None,
+        model_path=lambda name: tmp_path / name,
+        rows=lambda _: rows,
+        labels_path=Path(labels),
+        config=config(0),
+    )
+    assert label_online(run, "pixel_reference-1", lambda _: None) == "pixel_reference-1"
+    assert label_online(run, "pixel_reference-1", lambda _: None) == "pixel_reference-1"
+    lineage = replace(read_lineage(labels, "pixel_reference-1").lineage, parent="pixel_reference-1")
+    write_labels(labels, "unet-1", read_labels(labels, "pixel_reference-1"), lineage)
+    with pytest.raises(ArtifactError, match="unet-1 was not made by unet-1, but from pixel_reference-1"):
+        label_online(run, "unet-1", lambda _: None)
+    next((tmp_path / "labels" / "pixel_reference-1").glob("*.parquet")).unlink()
+    with pytest.raises(ArtifactError, match=r"lacks .*\.parquet; put it back"):
+        label_online(run, "pixel_reference-1", lambda _: None)
 
 
 def test_what_no_threshold_compares_with_is_an_error_and_not_a_normal_image(tmp_path, rows):

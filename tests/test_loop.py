@@ -9,14 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 from PIL import Image
 from typer.testing import CliRunner
 
 from ssad_ray.cli import app
 from ssad_ray.datasets.synthetic import write_synthetic
+from ssad_ray.pipelines.loop import _segmenter
 
 pytestmark = pytest.mark.ray
 
@@ -120,8 +123,39 @@ def test_every_detector_goes_through_the_loop_by_its_name(data, tmp_path, detect
 
 def test_a_finished_loop_is_not_done_again(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.glob("models/*/*")}
-    finish(ssad("loop", "--out", str(finished), *SMALL))
+    finish(ssad("loop", "--out", str(finished)))  # with the config of the run
     assert {path: path.stat().st_mtime_ns for path in finished.glob("models/*/*")} == before
+
+
+def test_a_segmenter_that_learnt_from_other_labels_does_not_stop_a_loop():
+    learnt_from = {"unet-1": "by-hand", "unet-2": "draem-1"}
+    run = SimpleNamespace(
+        model_path=lambda name: SimpleNamespace(exists=lambda: name in learnt_from),
+        artifact=lambda name: SimpleNamespace(card={"labels": learnt_from[name]}),
+    )
+    assert _segmenter(run, "draem-1", 1, []) == "unet-2"
+    assert _segmenter(run, "draem-1", 2, ["unet-2"]) == "unet-3"
+    assert _segmenter(run, "by-hand", 1, []) == "unet-1"
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "message"),
+    [
+        ("label", ["--model", "nope"], "no model 'nope'; there are draem-1, pixel_reference, unet-1"),
+        ("evaluate", ["--model", "../../x"], "'../../x' cannot name a model"),
+        ("train", ["--labels", "draem-1", "--name", "champion"], "'champion' cannot name a model"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_at_once(finished, verb, options, message):
+    shown = CliRunner().invoke(app, [verb, "--out", str(finished), *options])
+    assert message in shown.exception.detail
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("verb", ["label", "evaluate"])
+def test_a_folder_that_is_no_run_is_named(tmp_path, verb):
+    shown = CliRunner().invoke(app, [verb, "--out", str(tmp_path)])
+    assert "is no run; `ssad fit` and `ssad loop` make one" in shown.exception.detail
 
 
 def test_a_loop_killed_twice_ends_with_the_same_figures(finished, data, tmp_path):

@@ -4,28 +4,97 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ssad_ray.config import RunConfig, validate_config
+from ssad_ray.config import RunConfig, dump_config, load_config, validate_config
 from ssad_ray.datasets.manifest import ManifestRow, write_manifest
 from ssad_ray.datasets.splits import save_split, split
 from ssad_ray.datasets.synthetic import write_synthetic
-from ssad_ray.errors import ArtifactError, ConfigError, DataError
+from ssad_ray.errors import ArtifactError, ConfigError, DataError, UnavailableError
 from ssad_ray.methods.base import TrainingFrames
 from ssad_ray.pipelines.folds import assign_folds, share_out
 from ssad_ray.pipelines.prepare import prepare
-from ssad_ray.pipelines.run import open_run, write_json
+from ssad_ray.pipelines.run import Run, open_run, write_json, write_text
 
 
 def rows(count: int, group_size: int = 1) -> list[ManifestRow]:
     return [ManifestRow(f"{i}.png@0", f"/{i}.png", "part", str(i // group_size)) for i in range(count)]
 
 
+def prepared(path, config, has_begun=True):
+    run = Run(path, config)
+    write_text(run.config_path, dump_config(config))
+    write_json(run.split_path, {})
+    if has_begun:
+        run.model_path("draem-1").mkdir(parents=True)
+    return run
+
+
 def test_a_run_goes_on_with_its_config_and_refuses_another(tmp_path):
-    open_run(tmp_path, validate_config({"seed": 7}))
-    write_json(open_run(tmp_path, RunConfig()).split_path, {})
-    open_run(tmp_path, validate_config({"resources": {"train_workers": 2}, "rounds": 3}))
-    open_run(tmp_path, validate_config({"data": {"max_error_fraction": 0.9}}))
+    prepared(tmp_path, RunConfig())
+    for free in ({"resources": {"train_workers": 2}, "rounds": 3}, {"data": {"max_error_fraction": 0.9}}):
+        assert open_run(tmp_path, validate_config(free)).config == load_config(tmp_path / "config.yaml")
     with pytest.raises(ConfigError, match=r"input\.size_px \(128, now 256\)"):
         open_run(tmp_path, validate_config({"input": {"size_px": 256}}))
+
+
+def test_before_work_has_begun_only_what_the_data_depend_on_is_fixed(tmp_path):
+    prepared(tmp_path, RunConfig(), has_begun=False)
+    assert open_run(tmp_path, validate_config({"input": {"size_px": 256}})).config.input.size_px == 256
+    for fixed in ({"seed": 7}, {"data": {"category": "bolt"}}):
+        with pytest.raises(ConfigError, match="different are "):
+            open_run(tmp_path, validate_config(fixed))
+
+
+def test_nothing_is_written_into_a_folder_before_it_is_a_run(tmp_path):
+    open_run(tmp_path / "run", RunConfig())
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "config.yaml").write_text("mine: true")
+    write_synthetic(tmp_path / "data", 6, 1, 1, height=64, width=96)
+    with pytest.raises(ConfigError, match=r"config\.yaml is there, and .* is no run; name another --out"):
+        prepare(open_run(tmp_path, RunConfig()), str(tmp_path / "data"))
+    assert (tmp_path / "config.yaml").read_text() == "mine: true"
+
+
+@pytest.mark.parametrize("name", ["", "champion", "../models/x", "a/b", ".hidden", "x" * 101])
+def test_a_name_that_leads_elsewhere_is_no_models(tmp_path, name):
+    with pytest.raises(ConfigError, match="cannot name a model"):
+        open_run(tmp_path, RunConfig()).model_path(name)
+
+
+def test_a_model_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+    run = prepared(tmp_path, RunConfig())
+    run.refuse_unknown("draem-1")
+    with pytest.raises(ArtifactError, match="no model 'unet-1'; there are draem-1"):
+        run.refuse_unknown("unet-1")
+
+
+def test_two_processes_do_not_work_on_one_run(tmp_path):
+    run = prepared(tmp_path, RunConfig())
+    with run.locked(), pytest.raises(UnavailableError, match="another `ssad` works on"), run.locked():
+        pass
+    with run.locked():
+        pass
+
+
+def test_small_files_that_are_damaged_are_named_or_do_not_matter(tmp_path):
+    run = prepared(tmp_path, RunConfig())
+    (tmp_path / "seconds.json").write_text("{")
+    with run.timed("fit"):
+        pass
+    assert list(run.seconds) == ["fit"]
+    for text in ("{", "[]"):
+        run.split_path.write_text(text)
+        with pytest.raises(ArtifactError, match=r"split\.json .*; remove it"):
+            prepare(run, str(tmp_path))
+    for content in (b"", b"\xff", b"../x"):
+        run.champion_path.write_bytes(content)
+        with pytest.raises(ArtifactError, match="champion does not name a model"):
+            _ = run.champion
+
+
+def test_a_run_that_cannot_be_written_says_so(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UnavailableError, match="cannot be written"):
+        write_text(tmp_path / "file" / "config.yaml", "seed: 1")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +108,7 @@ def test_a_part_more_or_less_is_another_config(tmp_path, parts, changed):
     def fusion_of(parts):
         return validate_config({"detector": {"name": "fusion", "fusion": {"parts": parts}}})
 
-    write_json(open_run(tmp_path, fusion_of({"draem": 2, "memory_bank": 1})).split_path, {})
+    prepared(tmp_path, fusion_of({"draem": 2, "memory_bank": 1}))
     with pytest.raises(ConfigError, match=f"different are {changed}"):
         open_run(tmp_path, fusion_of(parts))
 
@@ -87,7 +156,7 @@ def test_a_run_keeps_its_images(tmp_path, data, protocol, reason):
 
 
 def test_a_new_run_asks_for_data(tmp_path):
-    with pytest.raises(DataError, match="no data yet; name it with --data"):
+    with pytest.raises(DataError, match="no data yet; `ssad fit` and"):
         prepare(open_run(tmp_path / "run", RunConfig()))
 
 

@@ -68,6 +68,10 @@ def test_a_compressed_file_comes_as_it_is(tmp_path):
     assert storage.read_bytes(str(tmp_path / "a.gz"), 100) == b"\x1f\x8b not really"
 
 
+def test_a_way_round_leads_to_the_same_address(tmp_path):
+    assert storage.absolute(f"{tmp_path}/a/../b/./c") == str(tmp_path / "b" / "c")
+
+
 def test_a_file_that_grows_while_it_is_read_is_not_returned_cut(tmp_path, monkeypatch):
     path = tmp_path / "a"
     path.write_bytes(b"123")
@@ -117,8 +121,9 @@ def test_linked_folders_are_listed_and_loops_end(tmp_path):
     (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "dangling.png").symlink_to(tmp_path / "nowhere")
     (tmp_path / "data" / "again").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "itself.png").symlink_to(tmp_path / "data" / "itself.png")
     listed = storage.list_files(str(tmp_path / "data"))
-    assert listed == {"again/b.png": 2, "dangling.png": 0, "linked/b.png": 2}
+    assert listed == {"again/b.png": 2, "dangling.png": 0, "itself.png": 0, "linked/b.png": 2}
     with pytest.raises(DataError, match="no such file"):
         storage.read_bytes(str(tmp_path / "data" / "dangling.png"), 10)
 

@@ -1,7 +1,9 @@
 import hashlib
 import os
 import sys
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -79,6 +81,15 @@ def test_every_image_gives_one_row_in_order_whatever_is_wrong_with_it(rows):
     assert all(result["digest"] is None and result["parts"] is None for result in results if result["error"])
     assert results[0]["parts"] == [3]
     assert steps == [(done, len(rows)) for done in range(len(rows) + 1)]
+
+
+def test_an_image_that_was_replaced_is_not_taken_for_the_old_one(tmp_path):
+    (row,) = rows_of(tmp_path, [b"good"])
+    row = replace(row, sample_id=f"000.bin@{hashlib.sha256(b'good').hexdigest()[:12]}")
+    others = rows_of(tmp_path, [b"good", b"a", b"b"])[1:]
+    assert digests([row, *others], 0)[0]["error"] is None
+    Path(row.uri).write_bytes(b"bad")
+    assert "changed since it was catalogued" in digests([row, *others], 0)[0]["error"]
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.ray)])

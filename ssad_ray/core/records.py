@@ -6,6 +6,7 @@ scores and maps stay raw. Ground truth is a record of its own, so that no method
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,9 @@ Stage = Literal["train", "online", "test", "unused"]
 Box = tuple[float, float, float, float]
 GOOD = "good"
 """The defect type of an anomaly-free image."""
+
+DIGEST_DIGITS = 12
+"""Hex digits of a file's SHA-256 in the id of its image."""
 
 NOBODY = "auto"
 """The actor of a region that no person has touched."""
@@ -42,6 +46,11 @@ class Sample:
     category: str
     group: str
     template_uri: str | None = None
+
+    def is_of(self, data: bytes) -> bool:
+        """Whether these are the bytes that were catalogued; an id without a digest says nothing."""
+        digest = self.sample_id.rpartition("@")[2]
+        return len(digest) != DIGEST_DIGITS or sha256(data).hexdigest().startswith(digest)
 
 
 @dataclass(frozen=True, slots=True)

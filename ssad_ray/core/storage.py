@@ -6,6 +6,7 @@ literally, so keys may hold spaces, `#`, `%` and any script; only `file://` addr
 
 import functools
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +17,9 @@ from urllib.parse import unquote
 import fsspec
 from pyarrow import ArrowException, fs
 
-from ssad_ray.errors import DataError, UnavailableError
+from ssad_ray.errors import ConfigError, DataError, UnavailableError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def absolute(uri: str | os.PathLike[str]) -> str:
@@ -25,7 +28,7 @@ def absolute(uri: str | os.PathLike[str]) -> str:
     scheme, separator, rest = text.partition("://")
     if separator and scheme != "file":
         return text
-    return str(Path("/" + unquote(rest.partition("/")[2]) if separator else text).absolute())
+    return os.path.abspath("/" + unquote(rest.partition("/")[2]) if separator else text)  # noqa: PTH100  # without ".."
 
 
 def join(root_uri: str, relative: str) -> str:
@@ -33,6 +36,25 @@ def join(root_uri: str, relative: str) -> str:
     if "://" in relative or relative.startswith("/"):
         return relative
     return f"{root_uri.rstrip('/')}/{relative}"
+
+
+def is_name(name: str) -> bool:
+    """Whether a name can be part of a path and leads nowhere else."""
+    return _NAME.fullmatch(name) is not None
+
+
+def checked_name(name: str, what: str) -> str:
+    """Return a name if it is one.
+
+    Raises:
+        ConfigError: It is none; `what` says of what it should be the name.
+    """
+    if not is_name(name):
+        raise ConfigError(
+            f"{name!r} cannot name {what}; accepted are 1 to 100 letters, digits, '.', '_' and '-', beginning with a "
+            "letter or digit"
+        )
+    return name
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
@@ -148,12 +170,12 @@ def _walk(folder: str, above: frozenset[str]) -> Iterator[tuple[str, int]]:
         return
     try:
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if entry.is_dir():
+            if entry.is_symlink() and not Path(entry.path).exists():
+                yield entry.path, 0  # leads nowhere, or to itself, which reading it says
+            elif entry.is_dir():
                 yield from _walk(entry.path, above | {real})
             elif entry.is_file():
                 yield entry.path, entry.stat().st_size
-            elif entry.is_symlink():
-                yield entry.path, 0  # leads nowhere, which reading it says
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror}); check the permissions") from error
 

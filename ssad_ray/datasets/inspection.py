@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ssad_ray.config import DataConfig
 from ssad_ray.core import images, storage
-from ssad_ray.core.records import GOOD, TrueBox
+from ssad_ray.core.records import DIGEST_DIGITS, GOOD, TrueBox
 from ssad_ray.datasets.duplicates import thumbnail
 from ssad_ray.datasets.entries import Entry
 from ssad_ray.datasets.manifest import ManifestRow
@@ -40,7 +40,7 @@ def inspect(root_uri: str, entry: Entry, config: DataConfig) -> tuple[ManifestRo
         print_of_image = thumbnail(image) if error is None else None
     except (DataError, UnavailableError) as refusal:
         error = error or refusal.detail
-    sample_id = f"{entry.path}@{facts.get('sha256', _NO_DIGEST)[:12]}"
+    sample_id = f"{entry.path}@{facts.get('sha256', _NO_DIGEST)[:DIGEST_DIGITS]}"
     row = ManifestRow(
         sample_id=sample_id,
         uri=uri,

@@ -11,6 +11,7 @@ from ssad_ray.core.storage import read_bytes
 from ssad_ray.errors import DataError
 
 _MAX_BYTES = 256 << 20
+_MAX_NAME = 100
 _ACCEPTED = 'accepted are CSV with the header "region_id,defect_type", and JSON Lines (.jsonl) with these two names'
 
 
@@ -25,8 +26,13 @@ def read_named(uri: str) -> dict[str, str]:
         region_id, defect_type = (_text(record.get(name)) for name in ("region_id", "defect_type"))
         if not region_id or not defect_type or defect_type == GOOD:
             raise DataError(
-                f"{uri}, {place}: region_id is {region_id!r} and defect_type {defect_type!r}; both are needed, and "
-                f"{GOOD!r} is no defect. Leave out the regions that you do not name"
+                f"{uri}, {place}: region_id is {region_id!r} and defect_type {defect_type!r}; both are needed, as "
+                f"text, and {GOOD!r} is no defect. Leave out the regions that you do not name"
+            )
+        if not defect_type.isprintable() or len(defect_type) > _MAX_NAME:
+            raise DataError(
+                f"{uri}, {place}: {defect_type[:_MAX_NAME]!r} cannot name a defect type; accepted are up to "
+                f"{_MAX_NAME} characters that can be printed"
             )
         if named.setdefault(region_id, defect_type) != defect_type:
             raise DataError(
@@ -56,4 +62,4 @@ def _records(uri: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _text(value: Any) -> str:
-    return str(value).strip() if value is not None else ""
+    return value.strip() if isinstance(value, str) else ""

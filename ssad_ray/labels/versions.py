@@ -7,7 +7,6 @@ The folder of a version is a Parquet data set to whatever reads such: of a name 
 """
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,8 +23,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ssad_ray import __version__
 from ssad_ray.core.records import Calibration, Verdict
-from ssad_ray.core.storage import exists, join, list_names, read_bytes, resolve, write_bytes
-from ssad_ray.errors import ArtifactError, ConfigError, UnavailableError
+from ssad_ray.core.storage import checked_name, exists, is_name, join, list_names, read_bytes, resolve, write_bytes
+from ssad_ray.errors import ArtifactError, UnavailableError
 from ssad_ray.labels.rows import SCHEMA, table_verdicts, verdict_table
 
 _LINEAGE = "_lineage.json"
@@ -158,23 +157,11 @@ def is_sealed(root_uri: str, version: str) -> bool:
 
 
 def _sealed_names(root_uri: str) -> list[str]:
-    return [name for name in list_names(root_uri) if _NAME.fullmatch(name) and is_sealed(root_uri, name)]
+    return [name for name in list_names(root_uri) if is_name(name) and is_sealed(root_uri, name)]
 
 
 def _lineage_uri(root_uri: str, version: str) -> str:
-    return join(join(root_uri, _checked_name(version)), _LINEAGE)
-
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-def _checked_name(version: str) -> str:
-    if not _NAME.fullmatch(version):
-        raise ConfigError(
-            f"{version!r} cannot name a label version; accepted are 1 to 100 letters, digits, '.', '_' and '-', "
-            "beginning with a letter or digit"
-        )
-    return version
+    return join(join(root_uri, checked_name(version, "a label version")), _LINEAGE)
 
 
 def _check_is_new(root_uri: str, version: str, lineage: Lineage) -> None:

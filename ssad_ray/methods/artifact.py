@@ -29,6 +29,7 @@ from ssad_ray.core.records import Calibration, Sample
 from ssad_ray.errors import ArtifactError, ConfigError
 from ssad_ray.methods import load_method
 from ssad_ray.methods.base import Method, State, is_shown_template
+from ssad_ray.methods.saving import writing
 from ssad_ray.methods.showing import with_template
 
 _FRAMES_PER_BATCH = 16
@@ -112,7 +113,6 @@ def save_artifact(artifact: Artifact, path: Path) -> None:
     if path.exists():
         raise ArtifactError(f"the artifact {path} exists already; artifacts are never overwritten: use another version")
     partial = path.with_name(path.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
     weights = {
         f"{index}/{name}": np.asarray(value, order="C")
         for index, member in enumerate(artifact.members)
@@ -120,8 +120,6 @@ def save_artifact(artifact: Artifact, path: Path) -> None:
     }
     if artifact.profile is not None:
         weights |= {_PROFILE_MEAN: artifact.profile.mean_HW, _PROFILE_SPREAD: artifact.profile.spread_HW}
-    save_file(weights, partial / "weights.safetensors")
-    (partial / "config.yaml").write_text(dump_config(artifact.config), encoding="utf-8")
     described = {
         "format": _FORMAT,
         "name": artifact.name,
@@ -131,8 +129,12 @@ def save_artifact(artifact: Artifact, path: Path) -> None:
         "calibration": asdict(artifact.calibration) if artifact.calibration else None,
         "card": dict(artifact.card),
     }
-    (partial / "artifact.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
-    partial.replace(path)
+    with writing(path):
+        partial.mkdir(parents=True, exist_ok=True)
+        save_file(weights, partial / "weights.safetensors")
+        (partial / "config.yaml").write_text(dump_config(artifact.config), encoding="utf-8")
+        (partial / "artifact.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
+        partial.replace(path)
 
 
 def load_artifact(path: Path) -> Artifact:

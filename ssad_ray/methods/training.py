@@ -21,6 +21,7 @@ from ssad_ray.errors import ArtifactError, ConfigError
 from ssad_ray.method_config import TrainingConfig
 from ssad_ray.methods.base import Remembers, State, TrainingFrames, TrainsByGradient
 from ssad_ray.methods.devices import device
+from ssad_ray.methods.saving import writing
 
 StepProgress = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, loss)."""
@@ -168,12 +169,13 @@ def train(
 
 def save_state(state: State, path: Path) -> None:
     """Write a checkpoint or a final state so that a reader sees the old one or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     # The worker of a driver that was killed may still be writing.
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    # Of an array that is not in C order safetensors would write the bytes as they lie, under the shape as it seems.
-    save_file({name: np.asarray(value, order="C") for name, value in state.items()}, partial)
-    partial.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Of an array that is not in C order safetensors would write the bytes as they lie, under the shape as it seems.
+        save_file({name: np.asarray(value, order="C") for name, value in state.items()}, partial)
+        partial.replace(path)
 
 
 def learning_rate(options: TrainingConfig, step: int) -> float:

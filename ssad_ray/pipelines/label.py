@@ -22,12 +22,12 @@ from ray.data.checkpoint import CheckpointConfig
 
 from ssad_ray.config import NO_PART_OF_RESULTS, DataConfig, RunConfig
 from ssad_ray.core.records import Sample, Verdict
-from ssad_ray.core.storage import join, resolve
+from ssad_ray.core.storage import join, list_names, resolve
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.datasets.splits import digest
 from ssad_ray.errors import ArtifactError, DataError
 from ssad_ray.labels.rows import SCHEMA, from_row, to_row
-from ssad_ray.labels.versions import LabelVersion, Lineage, commit_labels, is_sealed, write_labels
+from ssad_ray.labels.versions import LabelVersion, Lineage, commit_labels, is_sealed, read_lineage, write_labels
 from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.judging import judge
 from ssad_ray.pipelines.run import Announce, Run, timed
@@ -51,11 +51,29 @@ _PROGRESS_INTERVAL_S = 1.0
 
 @timed("label with")
 def label_online(run: Run, labeller: str, announce: Announce) -> str:
-    """Label the online stage of a run with an artifact of its, unless that is done; return the version's name."""
+    """Label the online stage of a run with an artifact of its, unless that is done; return the version's name.
+
+    Raises:
+        ArtifactError: There is no such artifact; or a version of its name that another one made, that was edited, or of
+            which a part is gone.
+    """
+    run.refuse_unknown(labeller)
     root_uri = str(run.labels_path)
     if not is_sealed(root_uri, labeller):
         progress = announce(f"{labeller}: label")
         label(run.model_path(labeller), run.rows("online"), root_uri, labeller, run.config, progress=progress)
+        return labeller
+    version = read_lineage(root_uri, labeller)
+    if version.lineage.model != labeller or version.lineage.parent is not None:
+        raise ArtifactError(
+            f"{run.labels_path / labeller} was not made by {labeller}, but from {version.lineage.parent} of "
+            f"{version.lineage.model}; move it elsewhere, and label again"
+        )
+    gone = version.parts.keys() - set(list_names(join(root_uri, labeller)))
+    if gone:
+        raise ArtifactError(
+            f"{run.labels_path / labeller} lacks {min(gone)}; put it back, or remove the folder and label again"
+        )
     return labeller
 
 

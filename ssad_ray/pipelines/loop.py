@@ -5,6 +5,8 @@ round r   the champion of the round before labels the online stage anew
 at last   so does the last champion: these are the labels to take away
 """
 
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 from ssad_ray.errors import DataError
@@ -47,11 +49,11 @@ def run_loop(run: Run, announce: Announce, *, with_yardstick: bool = False) -> P
     transfers = fit_beside(run, announce) if run.config.detector.init_from is not None else {}
     if not run.champion_path.exists():
         run.promote(detector)
-    segmenters = []
+    segmenters: list[str] = []
     labeller = detector
     for number in range(1, run.config.rounds + 1):
-        segmenter = f"unet-{number}"
         version = label_online(run, labeller, announce)
+        segmenter = _segmenter(run, version, number, segmenters)
         train_on_labels(run, segmenter, version, labeller, announce)
         decision = run_gate(run, segmenter, announce)
         segmenters.append(segmenter)
@@ -63,3 +65,11 @@ def run_loop(run: Run, announce: Announce, *, with_yardstick: bool = False) -> P
     for name in models.names:
         evaluate_on_test(run, name, announce)
     return write_report(run, models, announce)
+
+
+def _segmenter(run: Run, version: str, number: int, used: Sequence[str]) -> str:
+    """Return the name of a round's segmenter: its number, or a later one where a segmenter learnt from other labels."""
+    for name in (f"unet-{at}" for at in count(number)):
+        if name not in used and (not run.model_path(name).exists() or run.artifact(name).card["labels"] == version):
+            return name
+    raise AssertionError("numbers do not end")

@@ -1,16 +1,17 @@
 """From a data set to a run's manifest and split."""
 
+from ssad_ray.config import dump_config
 from ssad_ray.core.storage import absolute
 from ssad_ray.datasets.catalog import UNKNOWN, Catalog, catalog
 from ssad_ray.datasets.manifest import ManifestRow, write_manifest
 from ssad_ray.datasets.splits import Protocol, save_split, split
 from ssad_ray.errors import ConfigError, DataError
-from ssad_ray.pipelines.run import Announce, Run, read_json
+from ssad_ray.pipelines.run import Announce, Run, read_json, write_text
 
 
 def prepare(
     run: Run, data_uri: str | None = None, protocol: Protocol | None = None, announce: Announce | None = None
-) -> None:
+) -> int:
     """Catalogue a data set and split it, unless the run has its data already.
 
     Args:
@@ -19,16 +20,21 @@ def prepare(
         protocol: How they are shared out; `full` by default.
         announce: Where progress is shown.
 
+    Returns:
+        How many images were found just now that cannot be used.
+
     Raises:
-        ConfigError: The run has other data, or the data set holds several products and none is chosen.
+        ConfigError: The run has other data, the folder is no run and has a config already, or the data set holds
+            several products and none is chosen.
         DataError: No data, or too many unreadable images.
     """
     if run.split_path.exists():
         _refuse_other_data(run, data_uri, protocol)
-        return
+        return 0
     if data_uri is None:
-        raise DataError(f"{run.path} has no data yet; name it with --data")
-    run.path.mkdir(parents=True, exist_ok=True)
+        raise DataError(f"{run.path} has no data yet; `ssad fit` and `ssad loop` take it by --data")
+    if run.config_path.exists() and not run.manifest_path.exists():
+        raise ConfigError(f"{run.config_path} is there, and {run.path} is no run; name another --out")
     progress = announce("catalogue") if announce else None
     rows = _one_category(catalog(data_uri, run.config.data, progress), run.config.data.category)
     broken = sum(row.error is not None for row in rows)
@@ -38,9 +44,12 @@ def prepare(
             f"{broken} of {len(rows)} images cannot be used, the first is {first.path}: {first.error}. Mend them (see "
             "`ssad catalog`), or raise data.max_error_fraction"
         )
-    write_manifest(rows, str(run.manifest_path))
     protocol, seed = protocol or "full", run.config.seed
-    save_split(split(rows, protocol, seed), absolute(data_uri), protocol, seed, str(run.split_path))
+    stages = split(rows, protocol, seed)
+    write_manifest(rows, str(run.manifest_path))
+    write_text(run.config_path, dump_config(run.config))
+    save_split(stages, absolute(data_uri), protocol, seed, str(run.split_path))
+    return broken
 
 
 def _refuse_other_data(run: Run, data_uri: str | None, protocol: Protocol | None) -> None:

@@ -198,7 +198,7 @@ def _references(rows: Sequence[ManifestRow], drawn_uri: str, limits: DataConfig)
 
 def _by_name(rows: Iterable[ManifestRow]) -> dict[str, ManifestRow]:
     by_name: dict[str, ManifestRow] = {}
-    for row in rows:
+    for row in (row for row in rows if row.error is None):
         other = by_name.setdefault(mask_name(row.path), row)
         if other is not row:
             raise DataError(

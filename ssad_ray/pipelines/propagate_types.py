@@ -69,12 +69,10 @@ def propagate_types(
     Raises:
         ArtifactError: No such label version, or the new one exists already.
         DataError: A named region is not in the version, or none of their images can be read.
-        ConfigError: The person is called `auto`.
+        ConfigError: The person is called `auto`, or not at all.
     """
-    if person == NOBODY:
-        raise ConfigError(
-            f"a person cannot be called {NOBODY!r}: so are regions that nobody has touched; give another --person"
-        )
+    if person == NOBODY or not person.strip():
+        raise ConfigError(f"a person cannot be called {person!r}; {NOBODY!r} stands for nobody: give another --person")
     root_uri = str(run.labels_path)
     lineage = replace(read_lineage(root_uri, version).lineage, parent=version)
     if is_sealed(root_uri, new):

@@ -10,15 +10,17 @@
     RUN/evaluation/<name>.json     figures of one artifact on the test stage
     RUN/seconds.json               how long each stage took
     RUN/work/                      checkpoints of stages that are not finished
+    RUN/lock                       held by the process that works on the run
 
 A stage is done when its result is there; results appear whole or not at all. Running a verb again therefore goes on
 where it was killed, and repeats nothing.
 """
 
+import fcntl
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -26,9 +28,10 @@ from typing import Any, TypeVar, cast
 
 from ssad_ray.config import NO_PART_OF_RESULTS, RunConfig, dump_config, load_config
 from ssad_ray.core.records import Stage
+from ssad_ray.core.storage import checked_name, write_bytes
 from ssad_ray.datasets.manifest import ManifestRow, read_manifest
 from ssad_ray.datasets.splits import load_split
-from ssad_ray.errors import ArtifactError, ConfigError, DataError
+from ssad_ray.errors import ArtifactError, ConfigError, DataError, UnavailableError
 from ssad_ray.methods import AUTO, check_detectors
 from ssad_ray.methods.artifact import Artifact, load_artifact
 
@@ -45,6 +48,11 @@ class Run:
 
     path: Path
     config: RunConfig
+
+    @property
+    def config_path(self) -> Path:
+        """Where the resolved config is."""
+        return self.path / "config.yaml"
 
     @property
     def manifest_path(self) -> Path:
@@ -71,12 +79,47 @@ class Run:
         return self.path / "report.json"
 
     def model_path(self, name: str) -> Path:
-        """Where the artifact of a name is, or will be."""
-        return self.path / "models" / name
+        """Where the artifact of a name is, or will be.
+
+        Raises:
+            ConfigError: No artifact can have this name.
+        """
+        if name == self.champion_path.name:
+            raise ConfigError(f"{name!r} cannot name a model: it stands for the one in service")
+        return self.path / "models" / checked_name(name, "a model")
 
     def work_path(self, name: str) -> Path:
         """Where an unfinished stage keeps its checkpoints."""
         return self.path / "work" / name
+
+    def refuse_unknown(self, name: str) -> None:
+        """Raise where the run has no artifact of this name.
+
+        Raises:
+            ArtifactError: There is none.
+            ConfigError: There cannot be one.
+        """
+        if not self.model_path(name).is_dir():
+            there = sorted(path.name for path in (self.path / "models").glob("*/") if path.suffix != ".partial")
+            raise ArtifactError(f"{self.path} has no model {name!r}; there are {', '.join(there) or 'none'}")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes of this machine, or of all where the file system can, from working on the run.
+
+        Raises:
+            UnavailableError: One is at work.
+        """
+        with ExitStack() as stack:
+            try:
+                fcntl.flock(stack.enter_context((self.path / "lock").open("a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UnavailableError(
+                    f"another `ssad` works on {self.path}; wait for its end, or name another --out"
+                ) from error
+            except OSError:  # a run that cannot be written needs none
+                pass
+            yield
 
     def evaluation_path(self, name: str) -> Path:
         """Where the figures of an artifact are."""
@@ -90,7 +133,9 @@ class Run:
     def seconds(self) -> dict[str, float]:
         """How long each stage took so far, in the order in which they began."""
         path = self.path / "seconds.json"
-        return read_json(path) if path.exists() else {}
+        with suppress(ArtifactError):  # no work stops for these
+            return read_json(path) if path.exists() else {}
+        return {}
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -117,7 +162,14 @@ class Run:
         """Name of the artifact in service."""
         if not self.champion_path.exists():
             raise ArtifactError(f"{self.path} has no champion yet; run `ssad fit` or `ssad loop` with this --out")
-        return self.champion_path.read_text(encoding="utf-8").strip()
+        try:
+            name = self.champion_path.read_text(encoding="utf-8").strip()
+            self.model_path(name)
+        except (OSError, ValueError, ConfigError) as error:
+            raise ArtifactError(
+                f"{self.champion_path} does not name a model ({error}); write the name of one of models/ into it"
+            ) from error
+        return name
 
     def promote(self, name: str) -> None:
         """Put an artifact into service."""
@@ -135,6 +187,11 @@ class Run:
         num_with_template = sum(row.template_uri is not None for row in rows)
         return "template_difference" if 2 * num_with_template > len(rows) else "gan_inversion"
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was made of the data yet."""
+        return any(any((self.path / name).glob("*")) for name in ("models", "work"))
+
     def rows(self, stage: Stage) -> list[ManifestRow]:
         """Return the rows of a stage in the order of their ids; quarantined ones belong to none but `unused`.
 
@@ -142,7 +199,7 @@ class Run:
             DataError: The run has no data yet.
         """
         if not self.split_path.exists():
-            raise DataError(f"{self.path} has no data yet; name it with --data")
+            raise DataError(f"{self.path} has no data yet; `ssad fit` and `ssad loop` take it by --data")
         rows = read_manifest(str(self.manifest_path))
         stages = load_split(str(self.split_path), rows)
         return [row for row in rows if stages[row.sample_id] == stage]
@@ -162,32 +219,39 @@ def timed(stage: str) -> Callable[[StageFunction], StageFunction]:
     return decorate
 
 
+def config_of(path: Path) -> Path | None:
+    """Return where the config of a run is; None where there is no run yet."""
+    return path / "config.yaml" if (path / "split.json").exists() else None
+
+
 def open_run(path: Path, config: RunConfig) -> Run:
-    """Create a run folder, or go on with one made with the same config.
+    """Name a run folder, or go on with one made with the same config.
+
+    Of a run that has its data but has not begun to work only what the data depend on has to stay the same.
 
     Raises:
         ConfigError: The folder has its data and belongs to another config; only `NO_PART_OF_RESULTS` may differ. Or no
             detector has the name that the config gives.
     """
     check_detectors(config.detector)
-    run, config_path = Run(path, config), path / "config.yaml"
+    run = Run(path, config)
     if run.split_path.exists():
-        changed = _changed(_identity(load_config(config_path)), _identity(config))
+        before = load_config(run.config_path)
+        pinned = "" if run.has_begun else ("seed", "data.")
+        changed = [each for each in _changed(_identity(before), _identity(config)) if each.startswith(pinned)]
         if changed:
             raise ConfigError(
                 f"{path} was made with another config; different are {', '.join(changed)}. Go on with the old one, or "
                 "name another --out"
             )
-    write_text(config_path, dump_config(config))
+        if config != before:
+            write_text(run.config_path, dump_config(config))
     return run
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old content or the new, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_bytes(str(path), text.encode())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -196,8 +260,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """Read what `write_json` wrote.
+
+    Raises:
+        ArtifactError: It cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); remove it, and give the same command again") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} holds no JSON object; remove it, and give the same command again")
     return content
 
 

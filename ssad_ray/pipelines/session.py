@@ -5,7 +5,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -113,9 +116,23 @@ def _private(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]:
                     f"Ray did not start on this machine: {error}\nIt needs about 1 GiB of memory, and space in "
                     f"{temp_dir} and in /dev/shm for resources.object_store_bytes={resources.object_store_bytes}"
                 ) from error
-            yield
+            with _ended_by_sigterm():
+                yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """End like any program when asked to; Ray's native part would abort, with addresses for an explanation."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

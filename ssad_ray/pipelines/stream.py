@@ -264,6 +264,8 @@ class _Actor:
         try:
             with self._attempt(sample.sample_id):
                 data = read_bytes(sample.uri, self.job.max_image_bytes)
+                if not sample.is_of(data):
+                    raise DataError(f"{sample.uri} changed since it was catalogued; put it back, or begin a new run")
                 return {"sample_id": sample.sample_id, **self.worker(sample, data)}
         except InspectionError as refusal:
             return self.job.refuse(sample, refusal.detail)

@@ -95,6 +95,8 @@ def test_a_run_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UnavailableError, match="cannot be written"):
         write_text(tmp_path / "file" / "config.yaml", "seed: 1")
+    with pytest.raises(UnavailableError, match=r"file is no folder, or not yours; name another --out"):
+        prepare(open_run(tmp_path / "file" / "run", RunConfig()), str(tmp_path))
 
 
 @pytest.mark.parametrize(

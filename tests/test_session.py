@@ -1,6 +1,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,21 @@ def test_ray_that_is_stopped_is_said_to_have_failed(tmp_path):
     )
     told = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=True).stdout
     assert re.search(r"Ray failed while it worked: [\s\S]*the same command again", told), told
+
+
+def test_a_driver_that_is_asked_to_end_ends_as_by_ctrl_c(tmp_path):
+    script = tmp_path / "driver.py"
+    script.write_text(
+        "import os, signal, threading, time, ray\n"
+        "from ssad_ray.config import ResourcesConfig\n"
+        "from ssad_ray.pipelines.session import session\n"
+        "with session(ResourcesConfig(object_store_bytes=100 << 20)):\n"
+        "    threading.Timer(3, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "    ray.get(ray.remote(lambda: time.sleep(600)).remote())\n"
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.stderr.rstrip().endswith("KeyboardInterrupt"), ended.stderr
+    assert ended.returncode == -signal.SIGINT
 
 
 def test_training_that_no_node_has_cpus_for_is_refused_instead_of_waiting(tmp_path):

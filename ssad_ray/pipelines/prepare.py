@@ -1,11 +1,13 @@
 """From a data set to a run's manifest and split."""
 
+import os
+
 from ssad_ray.config import dump_config
 from ssad_ray.core.storage import absolute
 from ssad_ray.datasets.catalog import UNKNOWN, Catalog, catalog
 from ssad_ray.datasets.manifest import ManifestRow, write_manifest
 from ssad_ray.datasets.splits import Protocol, save_split, split
-from ssad_ray.errors import ConfigError, DataError
+from ssad_ray.errors import ConfigError, DataError, UnavailableError
 from ssad_ray.pipelines.run import Announce, Run, read_json, write_text
 
 
@@ -27,6 +29,7 @@ def prepare(
         ConfigError: The run has other data, the folder is no run and has a config already, or the data set holds
             several products and none is chosen.
         DataError: No data, or too many unreadable images.
+        UnavailableError: The run folder cannot be written.
     """
     if run.split_path.exists():
         _refuse_other_data(run, data_uri, protocol)
@@ -35,6 +38,9 @@ def prepare(
         raise DataError(f"{run.path} has no data yet; `ssad fit` and `ssad loop` take it by --data")
     if run.config_path.exists() and not run.manifest_path.exists():
         raise ConfigError(f"{run.config_path} is there, and {run.path} is no run; name another --out")
+    nearest = next(path for path in (run.path, *run.path.parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise UnavailableError(f"{run.path} cannot be made: {nearest} is no folder, or not yours; name another --out")
     progress = announce("catalogue") if announce else None
     rows = _one_category(catalog(data_uri, run.config.data, progress), run.config.data.category)
     broken = sum(row.error is not None for row in rows)

@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -124,11 +123,11 @@ def _private(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """End like any program when asked to; Ray's native part would abort, with addresses for an explanation."""
+    """Take SIGTERM for Ctrl-C; Ray's native part would abort, with addresses for an explanation."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

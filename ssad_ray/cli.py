@@ -64,8 +64,12 @@ def demo(
 ) -> None:
     """Run the whole loop on a synthetic product, by default with fewer training steps."""
     from ssad_ray.datasets.synthetic import write_synthetic
+    from ssad_ray.pipelines.prepare import refuse_place
+    from ssad_ray.pipelines.run import config_of
 
-    run = _open(out, config, [*(() if config else _DEMO), *(set_ or ())], seed)
+    is_new = config is None and config_of(out) is None
+    run = _open(out, config, [*(_DEMO if is_new else ()), *(set_ or ())], seed)
+    refuse_place(run)
     data_path = out / "data"
     if not data_path.exists():
         partial = data_path.with_name("data.partial")
@@ -118,8 +122,8 @@ def fit(
         detector = run.detector
         name = f"{detector}-1"
         fit_detector(run, name, detector, announce)
-    if not run.champion_path.exists():
-        run.promote(name)
+        if not run.champion_path.exists():
+            run.promote(name)
     calibration = run.artifact(name).calibration
     assert calibration is not None  # noqa: S101
     num_failed = len(run.rows("train")) - calibration.num_normals
@@ -148,8 +152,8 @@ def label(
     run.refuse_unknown(labeller)
     with _working(run, address) as announce:
         version = label_online(run, labeller, announce)
-    if roi is not None:
-        version, num_unmasked = keep_inside(run, version, roi)
+        if roi is not None:
+            version, num_unmasked = keep_inside(run, version, roi)
     counts = read_lineage(str(run.labels_path), version).counts
     typer.echo(f"{run.labels_path / version}\n" + ", ".join(f"{value} {name}" for name, value in counts.items()))
     if roi is not None and num_unmasked:
@@ -303,7 +307,9 @@ def _open(
 
     overrides = [*(set_ or ()), *([] if seed is None else [f"seed={seed}"])]
     if init_from is not None:
-        overrides.append(f"detector.init_from={json.dumps(str(init_from))}")  # a path may look like YAML
+        overrides.append(
+            f"detector.init_from={json.dumps(str(init_from), ensure_ascii=False)}"
+        )  # a path may look like YAML
     return open_run(out.absolute(), load_config(config or config_of(out), overrides))
 
 
@@ -324,12 +330,12 @@ def _working(
     from ssad_ray.pipelines.prepare import prepare
     from ssad_ray.pipelines.session import session
 
-    with progress() as announce:
+    with progress() as announce, run.locked():
         num_unusable = prepare(run, data, protocol.value if protocol else None, announce)
         if num_unusable:
             typer.echo(
                 f"{num_unusable} images cannot be used and are left out; `ssad catalog {data}` says why", err=True
             )
         resources = run.config.resources
-        with run.locked(), session(resources, address, dashboard=resources.train_workers > 0):
+        with session(resources, address, dashboard=resources.train_workers > 0):
             yield announce

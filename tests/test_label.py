@@ -142,7 +142,7 @@ def test_labels_that_a_model_did_not_make_or_that_are_gone_are_not_taken_for_its
     assert label_online(run, "pixel_reference-1", lambda _: None) == "pixel_reference-1"
     lineage = replace(read_lineage(labels, "pixel_reference-1").lineage, parent="pixel_reference-1")
     write_labels(labels, "unet-1", read_labels(labels, "pixel_reference-1"), lineage)
-    with pytest.raises(ArtifactError, match="unet-1 was not made by unet-1, but from pixel_reference-1"):
+    with pytest.raises(ArtifactError, match="unet-1 was not made by unet-1, but by pixel_reference-1 and edited"):
         label_online(run, "unet-1", lambda _: None)
     next((tmp_path / "labels" / "pixel_reference-1").glob("*.parquet")).unlink()
     with pytest.raises(ArtifactError, match=r"lacks .*\.parquet; put it back"):

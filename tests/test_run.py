@@ -21,6 +21,7 @@ def rows(count: int, group_size: int = 1) -> list[ManifestRow]:
 
 def prepared(path, config, has_begun=True):
     run = Run(path, config)
+    write_manifest(rows(2), str(run.manifest_path))
     write_text(run.config_path, dump_config(config))
     write_json(run.split_path, {})
     if has_begun:
@@ -31,7 +32,8 @@ def prepared(path, config, has_begun=True):
 def test_a_run_goes_on_with_its_config_and_refuses_another(tmp_path):
     prepared(tmp_path, RunConfig())
     for free in ({"resources": {"train_workers": 2}, "rounds": 3}, {"data": {"max_error_fraction": 0.9}}):
-        assert open_run(tmp_path, validate_config(free)).config == load_config(tmp_path / "config.yaml")
+        prepare(open_run(tmp_path, validate_config(free)))
+        assert load_config(tmp_path / "config.yaml") == validate_config(free)
     with pytest.raises(ConfigError, match=r"input\.size_px \(128, now 256\)"):
         open_run(tmp_path, validate_config({"input": {"size_px": 256}}))
 
@@ -73,6 +75,9 @@ def test_two_processes_do_not_work_on_one_run(tmp_path):
         pass
     with run.locked():
         pass
+    with Run(tmp_path / "new", RunConfig()).locked():
+        pass
+    assert not (tmp_path / "new").exists()
 
 
 def test_small_files_that_are_damaged_are_named_or_do_not_matter(tmp_path):
@@ -81,10 +86,15 @@ def test_small_files_that_are_damaged_are_named_or_do_not_matter(tmp_path):
     with run.timed("fit"):
         pass
     assert list(run.seconds) == ["fit"]
+    (tmp_path / "seconds.json").write_text('{"fit": "a", "label": 2}')
+    assert run.seconds == {"label": 2}
     for text in ("{", "[]"):
         run.split_path.write_text(text)
-        with pytest.raises(ArtifactError, match=r"split\.json .*; remove it"):
+        with pytest.raises(ArtifactError, match=r"split\.json .*; put an older one back"):
             prepare(run, str(tmp_path))
+    run.split_path.unlink()
+    with pytest.raises(ArtifactError, match=r"split\.json is gone"):
+        prepare(run, str(tmp_path))
     for content in (b"", b"\xff", b"../x"):
         run.champion_path.write_bytes(content)
         with pytest.raises(ArtifactError, match="champion does not name a model"):

@@ -68,10 +68,6 @@ def test_a_compressed_file_comes_as_it_is(tmp_path):
     assert storage.read_bytes(str(tmp_path / "a.gz"), 100) == b"\x1f\x8b not really"
 
 
-def test_a_way_round_leads_to_the_same_address(tmp_path):
-    assert storage.absolute(f"{tmp_path}/a/../b/./c") == str(tmp_path / "b" / "c")
-
-
 def test_a_file_that_grows_while_it_is_read_is_not_returned_cut(tmp_path, monkeypatch):
     path = tmp_path / "a"
     path.write_bytes(b"123")

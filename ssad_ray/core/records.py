@@ -4,6 +4,7 @@ Conventions: height before width; boxes are half-open `(x0, y0, x1, y1)` in pixe
 scores and maps stay raw. Ground truth is a record of its own, so that no method can see it by accident.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,6 +20,8 @@ GOOD = "good"
 
 DIGEST_DIGITS = 12
 """Hex digits of a file's SHA-256 in the id of its image."""
+
+_DIGEST = re.compile(rf"@([0-9a-f]{{{DIGEST_DIGITS}}})$")
 
 NOBODY = "auto"
 """The actor of a region that no person has touched."""
@@ -49,8 +52,8 @@ class Sample:
 
     def is_of(self, data: bytes) -> bool:
         """Whether these are the bytes that were catalogued; an id without a digest says nothing."""
-        digest = self.sample_id.rpartition("@")[2]
-        return len(digest) != DIGEST_DIGITS or sha256(data).hexdigest().startswith(digest)
+        digest = _DIGEST.search(self.sample_id)
+        return digest is None or sha256(data).hexdigest().startswith(digest[1])
 
 
 @dataclass(frozen=True, slots=True)

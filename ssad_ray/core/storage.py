@@ -28,7 +28,7 @@ def absolute(uri: str | os.PathLike[str]) -> str:
     scheme, separator, rest = text.partition("://")
     if separator and scheme != "file":
         return text
-    return os.path.abspath("/" + unquote(rest.partition("/")[2]) if separator else text)  # noqa: PTH100  # without ".."
+    return str(Path("/" + unquote(rest.partition("/")[2]) if separator else text).absolute())
 
 
 def join(root_uri: str, relative: str) -> str:

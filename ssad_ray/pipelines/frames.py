@@ -28,7 +28,7 @@ from ssad_ray.pipelines.stream import Progress, Row, stream
 
 SCHEMA = pa.schema([("images", pa.binary()), ("targets", pa.binary()), ("weights", pa.binary())])
 
-_PLAN_IMAGES = 16
+_PLAN_IMAGES, _PLAN_TRIES = 16, 256
 
 Plane = NDArray[np.float32]
 Targets = Callable[[Sample, NDArray[np.uint8]], tuple[Plane, Plane]]
@@ -37,7 +37,7 @@ MakeTargets = Callable[[], Targets]
 
 def plan_frames(rows: Sequence[ManifestRow], config: RunConfig) -> FramePlan:
     """Choose how images become frames, from the first few good images that can be read."""
-    images = islice(_readable(rows, config.data), _PLAN_IMAGES)
+    images = islice(_readable(rows[:_PLAN_TRIES], config.data), _PLAN_IMAGES)
     first = next(images, None)
     if first is None:
         raise DataError("there is no readable good image to learn from; put good images into the train stage")
@@ -47,7 +47,9 @@ def plan_frames(rows: Sequence[ManifestRow], config: RunConfig) -> FramePlan:
 def _readable(rows: Iterable[ManifestRow], limits: DataConfig) -> Iterator[NDArray[np.uint8]]:
     for row in rows:
         with suppress(DataError):  # the row of whoever reads all of them will say so
-            yield decode(read_bytes(row.uri, limits.max_image_bytes), limits.max_image_px)
+            data = read_bytes(row.uri, limits.max_image_bytes)
+            if row.sample.is_of(data):
+                yield decode(data, limits.max_image_px)
 
 
 class AutomaticTargets:

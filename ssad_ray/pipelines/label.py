@@ -64,10 +64,12 @@ def label_online(run: Run, labeller: str, announce: Announce) -> str:
         label(run.model_path(labeller), run.rows("online"), root_uri, labeller, run.config, progress=progress)
         return labeller
     version = read_lineage(root_uri, labeller)
-    if version.lineage.model != labeller or version.lineage.parent is not None:
+    maker, parent = version.lineage.model, version.lineage.parent
+    if maker != labeller or parent is not None:
+        origin = maker if parent is None else f"{maker} and edited, from {parent}"
         raise ArtifactError(
-            f"{run.labels_path / labeller} was not made by {labeller}, but from {version.lineage.parent} of "
-            f"{version.lineage.model}; move it elsewhere, and label again"
+            f"{run.labels_path / labeller} was not made by {labeller}, but by {origin}; move it elsewhere, and label "
+            "again"
         )
     gone = version.parts.keys() - set(list_names(join(root_uri, labeller)))
     if gone:

@@ -196,7 +196,7 @@ def _references(rows: Sequence[ManifestRow], drawn_uri: str, limits: DataConfig)
     return references
 
 
-def _by_name(rows: Iterable[ManifestRow]) -> dict[str, ManifestRow]:
+def _by_name(rows: Sequence[ManifestRow]) -> dict[str, ManifestRow]:
     by_name: dict[str, ManifestRow] = {}
     for row in (row for row in rows if row.error is None):
         other = by_name.setdefault(mask_name(row.path), row)
@@ -204,4 +204,5 @@ def _by_name(rows: Iterable[ManifestRow]) -> dict[str, ManifestRow]:
             raise DataError(
                 f"{other.path} and {row.path} would share the mask {mask_name(row.path)}; rename one of the images"
             )
-    return by_name
+    broken = {mask_name(row.path): row for row in rows if row.error is not None}
+    return by_name | {name: row for name, row in broken.items() if name not in by_name}

@@ -26,7 +26,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from ssad_ray.config import NO_PART_OF_RESULTS, RunConfig, dump_config, load_config
+from ssad_ray.config import NO_PART_OF_RESULTS, RunConfig, load_config
 from ssad_ray.core.records import Stage
 from ssad_ray.core.storage import checked_name, write_bytes
 from ssad_ray.datasets.manifest import ManifestRow, read_manifest
@@ -34,6 +34,8 @@ from ssad_ray.datasets.splits import load_split
 from ssad_ray.errors import ArtifactError, ConfigError, DataError, UnavailableError
 from ssad_ray.methods import AUTO, check_detectors
 from ssad_ray.methods.artifact import Artifact, load_artifact
+
+_DAMAGED = "put an older one back, or remove what can be made again: figures and decisions, not a split"
 
 Announce = Callable[[str], Callable[..., None]]
 """Called with the title of a piece of work; what it returns is called with (done, total, …) as the work goes on."""
@@ -110,16 +112,24 @@ class Run:
         Raises:
             UnavailableError: One is at work.
         """
+        path = self.path / "lock"
         with ExitStack() as stack:
             try:
-                fcntl.flock(stack.enter_context((self.path / "lock").open("a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.path.mkdir(parents=True, exist_ok=True)
+                fcntl.flock(stack.enter_context(path.open("a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UnavailableError(
                     f"another `ssad` works on {self.path}; wait for its end, or name another --out"
                 ) from error
-            except OSError:  # a run that cannot be written needs none
+            except OSError:  # what cannot be written needs none, and some file systems have none
                 pass
-            yield
+            try:
+                yield
+            finally:
+                if not self.manifest_path.exists():
+                    with suppress(OSError):  # it did not become a run
+                        path.unlink()
+                        self.path.rmdir()
 
     def evaluation_path(self, name: str) -> Path:
         """Where the figures of an artifact are."""
@@ -133,8 +143,10 @@ class Run:
     def seconds(self) -> dict[str, float]:
         """How long each stage took so far, in the order in which they began."""
         path = self.path / "seconds.json"
+        if not path.exists():
+            return {}
         with suppress(ArtifactError):  # no work stops for these
-            return read_json(path) if path.exists() else {}
+            return {name: value for name, value in read_json(path).items() if isinstance(value, int | float)}
         return {}
 
     @contextmanager
@@ -146,7 +158,8 @@ class Run:
         finally:
             seconds = self.seconds
             total = seconds.get(stage, 0.0) + time.monotonic() - start
-            write_json(self.path / "seconds.json", {**seconds, stage: round(total, 1)})
+            with suppress(UnavailableError):
+                write_json(self.path / "seconds.json", {**seconds, stage: round(total, 1)})
 
     def artifact(self, name: str) -> Artifact:
         """Load an artifact of this run."""
@@ -221,11 +234,12 @@ def timed(stage: str) -> Callable[[StageFunction], StageFunction]:
 
 def config_of(path: Path) -> Path | None:
     """Return where the config of a run is; None where there is no run yet."""
-    return path / "config.yaml" if (path / "split.json").exists() else None
+    config_path, manifest_path = path / "config.yaml", path / "manifest.parquet"
+    return config_path if config_path.exists() and manifest_path.exists() else None
 
 
 def open_run(path: Path, config: RunConfig) -> Run:
-    """Name a run folder, or go on with one made with the same config.
+    """Name a run folder, or one made with the same config to go on with; nothing is written yet.
 
     Of a run that has its data but has not begun to work only what the data depend on has to stay the same.
 
@@ -235,17 +249,16 @@ def open_run(path: Path, config: RunConfig) -> Run:
     """
     check_detectors(config.detector)
     run = Run(path, config)
-    if run.split_path.exists():
-        before = load_config(run.config_path)
+    old = config_of(path)
+    if old is not None:
         pinned = "" if run.has_begun else ("seed", "data.")
-        changed = [each for each in _changed(_identity(before), _identity(config)) if each.startswith(pinned)]
+        changed = _changed(_identity(load_config(old)), _identity(config))
+        changed = [each for each in changed if each.startswith(pinned)]
         if changed:
             raise ConfigError(
                 f"{path} was made with another config; different are {', '.join(changed)}. Go on with the old one, or "
                 "name another --out"
             )
-        if config != before:
-            write_text(run.config_path, dump_config(config))
     return run
 
 
@@ -268,9 +281,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}); remove it, and give the same command again") from error
+        raise ArtifactError(f"{path} cannot be read ({error}); {_DAMAGED}") from error
     if not isinstance(content, dict):
-        raise ArtifactError(f"{path} holds no JSON object; remove it, and give the same command again")
+        raise ArtifactError(f"{path} holds no JSON object; {_DAMAGED}")
     return content
 
 

@@ -50,7 +50,8 @@ def session(resources: ResourcesConfig, address: str | None = None, *, dashboard
         return
     # What runs in this process is kept off the GPUs here; workers are told by their runtime environment.
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if resources.use_gpu is False else {}
-    with _variables(hidden), _quiet(), _private(resources, dashboard) if address is None else _joined(address):
+    ray_here = _private(resources, dashboard) if address is None else _joined(address)
+    with _variables(hidden), _quiet(), ray_here, _ended_by_sigterm():
         yield
 
 
@@ -115,8 +116,7 @@ def _private(resources: ResourcesConfig, dashboard: bool) -> Iterator[None]:
                     f"Ray did not start on this machine: {error}\nIt needs about 1 GiB of memory, and space in "
                     f"{temp_dir} and in /dev/shm for resources.object_store_bytes={resources.object_store_bytes}"
                 ) from error
-            with _ended_by_sigterm():
-                yield
+            yield
         finally:
             ray.shutdown()
 

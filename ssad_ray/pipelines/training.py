@@ -105,7 +105,8 @@ def _train_in_tasks(
     try:
         ray.get(running)
     except BaseException:
-        for each in running:
+        _, unfinished = ray.wait(running, num_returns=len(running), timeout=0)
+        for each in unfinished:
             ray.cancel(each, force=True)
         raise
 

@@ -112,7 +112,9 @@ class SegmenterConfig(Section):
 class GateConfig(Section):
     """When a challenger replaces the champion; judged without ground truth."""
 
-    num_planted: int = Field(256, ge=8, le=100_000, description="Good images with planted defects judged per model.")
+    num_planted: int = Field(
+        256, ge=8, le=100_000, description="Planted defects judged per model, at least; on every good image as many."
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of each test and of the false-alarm bounds.")
     precision_margin: Fraction = Field(0.02, description="Loss of precision on planted defects that is accepted.")
 

@@ -28,7 +28,7 @@ from ssad_ray.core.synthesis.families import plant
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.batches import HELD_OUT_FAMILIES, body
-from ssad_ray.pipelines.folds import assign_folds, share_out
+from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.run import Announce, Run, read_json, timed, write_json
 from ssad_ray.pipelines.stream import Row, stream
 
@@ -147,7 +147,8 @@ def measure(run: Run, names: Sequence[str], announce: Announce) -> list[GateFigu
     An image that one of the models cannot judge counts for none, so that figures can be compared one by one.
     """
     rows, config = run.rows("train"), run.config
-    folds, num_plants = assign_folds(rows, config), share_out(config.gate.num_planted, rows)
+    folds, per_image = assign_folds(rows, config), -(-config.gate.num_planted // len(rows))
+    num_plants = {row.sample_id: per_image for row in rows}
     judged = []
     for name in names:
         worker = partial(PlantedJudge, run.model_path(name), folds, num_plants, config)

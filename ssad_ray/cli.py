@@ -219,7 +219,7 @@ def train(
     from ssad_ray.pipelines.train import train_on_labels
 
     run = _reopen(out, set_)
-    run.model_path(name)
+    run.model_path(name)  # refuses what cannot be a name before Ray starts
     labeller = read_lineage(str(run.labels_path), labels).lineage.model
     with _working(run, address) as announce:
         train_on_labels(run, name, labels, labeller, announce)
@@ -307,9 +307,8 @@ def _open(
 
     overrides = [*(set_ or ()), *([] if seed is None else [f"seed={seed}"])]
     if init_from is not None:
-        overrides.append(
-            f"detector.init_from={json.dumps(str(init_from), ensure_ascii=False)}"
-        )  # a path may look like YAML
+        quoted = json.dumps(str(init_from), ensure_ascii=False)  # a path may look like YAML
+        overrides.append(f"detector.init_from={quoted}")
     return open_run(out.absolute(), load_config(config or config_of(out), overrides))
 
 

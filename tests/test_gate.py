@@ -41,7 +41,7 @@ def test_plants_on_tiles_are_judged_by_the_joined_map_of_the_member_that_did_not
     plan = FramePlan("tile", 32, 32, 1.0, 0.5)
     artifact = Artifact("a", "draem", plan, (member(1.0), member(2.0)), None, RunConfig(), {})
     monkeypatch.setattr(gate, "load_artifact", lambda _: artifact)
-    judge = PlantedJudge("artifact", {"a": 1, "b": 0}, {"a": 12, "b": 12}, RunConfig())
+    judge = PlantedJudge("artifact", {"a": 1, "b": 0}, 12, RunConfig())
     data = encode_png(np.random.default_rng(0).integers(0, 255, (32, 80, 3), np.uint8))
     for name, value in (("a", 2.0), ("b", 1.0)):
         row = judge(Sample(name, name, "part", name), data)

@@ -132,7 +132,6 @@ def test_labels_that_a_model_did_not_make_or_that_are_gone_are_not_taken_for_its
     labels = str(tmp_path / "labels")
     run = SimpleNamespace(
         timed=lambda _: nullcontext(),
-        refuse_unknown=lambda _: None,
         model_path=lambda name: tmp_path / name,
         rows=lambda _: rows,
         labels_path=Path(labels),

@@ -10,7 +10,8 @@ from ssad_ray.datasets.splits import save_split, split
 from ssad_ray.datasets.synthetic import write_synthetic
 from ssad_ray.errors import ArtifactError, ConfigError, DataError, UnavailableError
 from ssad_ray.methods.base import TrainingFrames
-from ssad_ray.pipelines.folds import assign_folds, share_out
+from ssad_ray.pipelines.calibrate import share_out
+from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.prepare import prepare
 from ssad_ray.pipelines.run import Run, open_run, write_json, write_text
 

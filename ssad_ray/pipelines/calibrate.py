@@ -22,7 +22,7 @@ from ssad_ray.core.rng import generator
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.methods.artifact import Artifact, load_artifact
 from ssad_ray.methods.batches import body, plant_several
-from ssad_ray.pipelines.folds import assign_folds, share_out
+from ssad_ray.pipelines.folds import assign_folds
 from ssad_ray.pipelines.stream import Progress, Row, stream
 
 NUM_LEAST_NORMAL = 6
@@ -112,3 +112,9 @@ class HeldOutScorer:
             "planted_values": b"".join(values),
             "is_planted": b"".join(is_planted),
         }
+
+
+def share_out(total: int, rows: Sequence[ManifestRow]) -> dict[str, int]:
+    """Return how many of so many planted defects every image gets, by sample_id: as evenly as can be."""
+    num = len(rows)
+    return {row.sample_id: total * (at + 1) // num - total * at // num for at, row in enumerate(rows)}

@@ -1,4 +1,4 @@
-"""Cross-fitting folds: every member is fitted without the good images of one fold, and judged by them."""
+"""Cross-fitting folds: every ensemble member is fitted without the good images of one fold."""
 
 from collections.abc import Sequence
 
@@ -23,9 +23,3 @@ def assign_folds(rows: Sequence[ManifestRow], config: RunConfig) -> dict[str, in
         )
     fold_of_group = {group: index % num_folds for index, group in enumerate(groups)}
     return {row.sample_id: fold_of_group[row.group] for row in rows}
-
-
-def share_out(total: int, rows: Sequence[ManifestRow]) -> dict[str, int]:
-    """Return how many of so many planted defects every image gets, by sample_id: as evenly as can be."""
-    num = len(rows)
-    return {row.sample_id: total * (at + 1) // num - total * at // num for at, row in enumerate(rows)}

@@ -147,8 +147,7 @@ def measure(run: Run, names: Sequence[str], announce: Announce) -> list[GateFigu
     An image that one of the models cannot judge counts for none, so that figures can be compared one by one.
     """
     rows, config = run.rows("train"), run.config
-    folds, per_image = assign_folds(rows, config), -(-config.gate.num_planted // len(rows))
-    num_plants = {row.sample_id: per_image for row in rows}
+    folds, num_plants = assign_folds(rows, config), -(-config.gate.num_planted // len(rows))
     judged = []
     for name in names:
         worker = partial(PlantedJudge, run.model_path(name), folds, num_plants, config)
@@ -177,9 +176,7 @@ def _figures(
 class PlantedJudge:
     """The worker: scores a good image as it is and with planted defects, by the member that did not see it."""
 
-    def __init__(
-        self, artifact_path: Path, folds: Mapping[str, int], num_plants: Mapping[str, int], config: RunConfig
-    ) -> None:
+    def __init__(self, artifact_path: Path, folds: Mapping[str, int], num_plants: int, config: RunConfig) -> None:
         self.artifact, self.config = load_artifact(artifact_path), config
         self.folds, self.num_plants = folds, num_plants
 
@@ -189,13 +186,13 @@ class PlantedJudge:
         fold = self.folds[sample.sample_id]
         frames = Frames(self.artifact.shown(image, sample, self.config.data), self.artifact.plan)
         clean_score, clean_map = self.artifact.score_joined(frames, fold)
-        plants = [self._plant(frames, sample.sample_id, index) for index in range(self.num_plants[sample.sample_id])]
+        plants = [self._plant(frames, sample.sample_id, index) for index in range(self.num_plants)]
         rankings = [rank_scores(each.ravel(), mask.ravel()) for each, mask in plants]
         has_places = self.artifact.plan.mode == "resize"
         return {
             "score": clean_score,
             "map": clean_map.tobytes() if has_places else None,
-            "planted_maps": b"".join(each.tobytes() for each, _ in plants) if has_places else None,
+            "planted_maps": np.stack([each for each, _ in plants]).tobytes() if has_places else None,
             "planted_scores": [float(each.max()) for each, _ in plants],
             "planted_precisions": [ranking.average_precision if ranking else 0.0 for ranking in rankings],
         }

@@ -54,10 +54,9 @@ def label_online(run: Run, labeller: str, announce: Announce) -> str:
     """Label the online stage of a run with an artifact of its, unless that is done; return the version's name.
 
     Raises:
-        ArtifactError: There is no such artifact; or a version of its name that another one made, that was edited, or of
-            which a part is gone.
+        ArtifactError: There is a version of its name that another artifact made, that was edited, or of which a part is
+            gone.
     """
-    run.refuse_unknown(labeller)
     root_uri = str(run.labels_path)
     if not is_sealed(root_uri, labeller):
         progress = announce(f"{labeller}: label")

@@ -69,7 +69,7 @@ def run_loop(run: Run, announce: Announce, *, with_yardstick: bool = False) -> P
 
 def _segmenter(run: Run, version: str, number: int, used: Sequence[str]) -> str:
     """Return the name of a round's segmenter: its number, or a later one where a segmenter learnt from other labels."""
-    for name in (f"unet-{at}" for at in count(number)):
-        if name not in used and (not run.model_path(name).exists() or run.artifact(name).card["labels"] == version):
-            return name
-    raise AssertionError("numbers do not end")
+    names = (f"unet-{at}" for at in count(number) if f"unet-{at}" not in used)
+    return next(
+        name for name in names if not run.model_path(name).exists() or run.artifact(name).card["labels"] == version
+    )

@@ -78,7 +78,7 @@ def test_labelled_frames_come_in_their_share_with_their_targets_and_weights() ->
     good = good_frames(4)
     images = np.concatenate([good.images_NHWC, np.full((1, HEIGHT, WIDTH, 3), 250, np.uint8)])
     target = np.full((1, HEIGHT, WIDTH), 0.75, np.float32)
-    frames = TrainingFrames(images, np.arange(5) < 4, target, target / 3)
+    frames = TrainingFrames(images, np.arange(5) < 4, target, target / 3, has_places=False)
     options = TrainingConfig(batch_size=8, shards=1)
     batch = planted_shard(frames, options, 0, 3, 0, planted_fraction=0.5, labelled_fraction=0.25)
     assert batch["is_good"].tolist() == [0, 0, 1, 1, 1, 1, 1, 1]

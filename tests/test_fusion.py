@@ -10,7 +10,7 @@ from ssad_ray.core.rng import generator
 from ssad_ray.core.storage import read_bytes
 from ssad_ray.core.tails import NormalTail
 from ssad_ray.datasets.synthetic import write_synthetic
-from ssad_ray.errors import ConfigError
+from ssad_ray.errors import ConfigError, DataError
 from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.base import TrainingFrames, is_shown_template
 from ssad_ray.methods.fusion import Fusion, agreed
@@ -53,6 +53,11 @@ def test_tails_are_learnt_from_frames_that_no_part_has_seen():
     np.testing.assert_array_equal(reference.state()["median_HWC"], method.state()["pixel_reference.median_HWC"])
     held_out = NormalTail.of(reference.maps(frames().images_NHWC[[3, 7]]))
     np.testing.assert_array_equal(method.tails["pixel_reference"].values_T, held_out.values_T)
+
+
+def test_too_few_frames_to_hold_one_out_are_refused():
+    with pytest.raises(DataError, match="4 good frames at least; there are 3"):
+        Fusion.from_config(config("pixel_reference")).fit(frames().only(np.arange(8) < 3), 0)
 
 
 def test_a_shrunk_part_sees_smaller_frames_and_its_maps_have_the_size_of_the_others():

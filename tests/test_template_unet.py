@@ -64,7 +64,7 @@ def fitted(name: str) -> Method:
     labelled = masks[~is_good]
     method = load_method(name).from_config(config())
     images = pairs if is_shown_template(method) else pairs[..., :3]
-    method.fit(TrainingFrames(images, is_good, labelled, np.ones_like(labelled)), 0)
+    method.fit(TrainingFrames(images, is_good, labelled, np.ones_like(labelled), has_places=False), 0)
     return method
 
 

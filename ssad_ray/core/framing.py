@@ -211,7 +211,8 @@ def to_stride(length: float) -> int:
 
 
 def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    thumbnail = cv2.resize(image, (_THUMBNAIL_PX, _THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
+    picture = np.ascontiguousarray(image[..., :3])  # what follows is its template
+    thumbnail = cv2.resize(picture, (_THUMBNAIL_PX, _THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
     grey: NDArray[np.float32] = thumbnail.mean(axis=2, dtype=np.float32)
     return grey
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssad_ray.config import RunConfig
+from ssad_ray.core.framing import is_aligned
 from ssad_ray.method_config import TrainingConfig
 
 State = dict[str, NDArray[Any]]
@@ -28,19 +29,21 @@ class TrainingFrames:
         is_good_N: Frames of anomaly-free images: every pixel is surely normal, and defects may be planted.
         targets_LHW: float32 in [0, 1], probability that a pixel is defective; of the other frames, in their order.
         weights_LHW: float32 in [0, 1], confidence of each target; 0 = ignore.
+        has_places: Whether a place means the same in every frame: each shows the whole of one aligned part.
     """
 
     images_NHWC: NDArray[np.uint8]
     is_good_N: NDArray[np.bool_]
     targets_LHW: NDArray[np.float32]
     weights_LHW: NDArray[np.float32]
+    has_places: bool
 
     @classmethod
     def of_good(cls, images_NHWC: NDArray[np.uint8]) -> "TrainingFrames":
-        """Wrap anomaly-free frames."""
+        """Wrap anomaly-free frames, each of a whole image; whether they have places is measured."""
         num, height, width, _ = images_NHWC.shape
         nothing = np.empty((0, height, width), np.float32)
-        return cls(images_NHWC, np.ones(num, bool), nothing, nothing)
+        return cls(images_NHWC, np.ones(num, bool), nothing, nothing, is_aligned(images_NHWC))
 
     def planes(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
         """Return image, target and weights of one frame."""
@@ -54,7 +57,11 @@ class TrainingFrames:
         """Return some of the frames, copied."""
         kept_L = kept_N[~self.is_good_N]
         return TrainingFrames(
-            self.images_NHWC[kept_N], self.is_good_N[kept_N], self.targets_LHW[kept_L], self.weights_LHW[kept_L]
+            self.images_NHWC[kept_N],
+            self.is_good_N[kept_N],
+            self.targets_LHW[kept_L],
+            self.weights_LHW[kept_L],
+            self.has_places,
         )
 
 

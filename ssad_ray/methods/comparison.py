@@ -62,7 +62,7 @@ class Comparison:
         """Draw initial weights and learn from the good frames what is usual."""
         torch.manual_seed(seed)
         self.network = ComparisonNetwork(self.config, *frames.images_NHWC.shape[1:3])
-        self.network.reference.learn(frames.images_NHWC[frames.is_good_N])
+        self.network.reference.learn(frames.images_NHWC[frames.is_good_N], has_places=frames.has_places)
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Reconstruct the good frames as they were before planting, and find what is defective."""

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssad_ray.config import RunConfig
-from ssad_ray.core.framing import is_aligned
 from ssad_ray.core.rng import generator
 from ssad_ray.errors import ConfigError
 from ssad_ray.method_config import ContextSvddConfig
@@ -141,10 +140,9 @@ class ContextSvdd:
         """Keep features of good patches."""
         rng = generator(seed, "memory")
         images = frames_to_remember(frames, rng)
-        has_places = is_aligned(list(images))
         maps = zip(*(self._features(image[np.newaxis]) for image in images), strict=True)
         self.normal = [
-            NormalPatches.of(torch.cat(each), has_places, self.config.memory, self._apart, rng) for each in maps
+            NormalPatches.of(torch.cat(each), frames.has_places, self.config.memory, self._apart, rng) for each in maps
         ]
 
     @torch.inference_mode()

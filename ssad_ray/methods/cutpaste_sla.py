@@ -18,7 +18,6 @@ from torch.nn import functional
 from torchvision.models import resnet18
 
 from ssad_ray.config import RunConfig
-from ssad_ray.core.framing import is_aligned
 from ssad_ray.core.rng import generator
 from ssad_ray.core.synthesis.edits import EDITS, changed_share, soft_label
 from ssad_ray.errors import ConfigError
@@ -140,7 +139,7 @@ class CutPasteSla:
         self.network.to(memory_format=torch.contiguous_format)
         images = frames.images_NHWC[frames.is_good_N]
         options = self.config
-        is_by_place = options.density == "places" and options.level == "patch" and is_aligned(list(images))
+        is_by_place = options.density == "places" and options.level == "patch" and frames.has_places
         self.compared_stage = options.compared_stage or (1 if is_by_place else options.stages)
         first = self._features(images[0])
         chosen = generator(seed, "density").permutation(len(images))[: max(1, _MAX_PATCHES // first[..., 0].numel())]

@@ -8,6 +8,7 @@ Shapes: P parts, B frames, H W of a frame.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -18,6 +19,7 @@ from ssad_ray.core.framing import to_stride
 from ssad_ray.core.images import resize
 from ssad_ray.core.rng import generator
 from ssad_ray.core.tails import NormalTail
+from ssad_ray.errors import DataError
 from ssad_ray.methods import check_detectors, load_method
 from ssad_ray.methods.base import Method, State, TrainingFrames, is_shown_template
 
@@ -43,10 +45,17 @@ class Fusion:
         return cls({name: load_method(name).from_config(config) for name in shrink}, shrink)
 
     def fit(self, frames: TrainingFrames, seed: int) -> None:
-        """Fit all parts, in this process; every fourth good frame is held out, and the tails are learnt from these."""
+        """Fit all parts, in this process; every fourth good frame is held out, and the tails are learnt from these.
+
+        Raises:
+            DataError: There is no fourth one.
+        """
         is_held_out = np.arange(1, len(frames.images_NHWC) + 1) % _HELD_OUT_EVERY == 0
+        if not is_held_out.any():
+            raise DataError(f"fusion learns from {_HELD_OUT_EVERY} good frames at least; there are {len(is_held_out)}")
+        kept = frames.only(~is_held_out)
         for name, part in self.parts.items():
-            seen = TrainingFrames.of_good(self.shown_to(name, frames.images_NHWC[~is_held_out]))
+            seen = replace(kept, images_NHWC=self.shown_to(name, kept.images_NHWC))
             part.fit(seen, int(generator(seed, "part", name).integers(2**31)))
         self.learn_tails(self.part_maps(frames.images_NHWC[is_held_out]))
 

@@ -20,7 +20,6 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from ssad_ray.config import RunConfig
-from ssad_ray.core.framing import is_aligned
 from ssad_ray.core.rng import generator
 from ssad_ray.method_config import GanInversionConfig
 from ssad_ray.methods.base import State, TrainingFrames, to_tensor, to_unit
@@ -110,7 +109,7 @@ class GanInversion:
         """
         images = frames_to_remember(frames, generator(seed, "remember"))
         shown = ((y, self._parts(x, y)) for x, _, y in self._shown(images))
-        self.usual = Usual.of_good(shown, has_places=is_aligned(list(images)))
+        self.usual = Usual.of_good(shown, has_places=frames.has_places)
         limits, scores = [], []
         for x, _, y in self._shown(images):
             ratios = self._parts(x, y) / self.usual.at(y)

@@ -23,7 +23,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import get_model
 
 from ssad_ray.config import RunConfig
-from ssad_ray.core.framing import is_aligned
 from ssad_ray.core.images import blurred
 from ssad_ray.core.rng import generator
 from ssad_ray.errors import ConfigError
@@ -96,7 +95,7 @@ class MemoryBank:
         rng = generator(seed, "memory")
         images = frames_to_remember(frames, rng)
         maps = torch.cat([self._features(image[np.newaxis]) for image in images])
-        self.normal = NormalPatches.of(maps, is_aligned(list(images)), self.config.memory, self._apart, rng)
+        self.normal = NormalPatches.of(maps, frames.has_places, self.config.memory, self._apart, rng)
 
     @torch.inference_mode()
     def maps(self, images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssad_ray.core.framing import is_aligned
 from ssad_ray.methods.base import State
 from ssad_ray.methods.networks import coordinates
 from ssad_ray.methods.pixel_reference import SPREAD_FLOOR, TO_SIGMA, median_and_spread
@@ -39,9 +38,9 @@ class NormalReference(nn.Module):
         self.register_buffer("spread", torch.ones(1, 3, height, width))
         self.register_buffer("has_places", torch.tensor(True))
 
-    def learn(self, images_NHWC: NDArray[np.uint8]) -> None:
+    def learn(self, images_NHWC: NDArray[np.uint8], *, has_places: bool) -> None:
         """Learn from good frames (N, H, W, 3) uint8 what is usual, and how far they spread around it."""
-        if is_aligned(list(images_NHWC)):
+        if has_places:
             median, spread = median_and_spread(images_NHWC)
             self.median.copy_(torch.from_numpy(median).permute(2, 0, 1) / 255.0)
         else:

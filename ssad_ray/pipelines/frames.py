@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ssad_ray.config import DataConfig, RunConfig
-from ssad_ray.core.framing import FramePlan, make_plan, random_frames
+from ssad_ray.core.framing import FramePlan, is_aligned, make_plan, random_frames
 from ssad_ray.core.images import decode, decode_mask
 from ssad_ray.core.records import GOOD, GroundTruth, Sample, Verdict
 from ssad_ray.core.regions import training_target
@@ -136,6 +136,7 @@ def collect_frames(
         np.full(len(images_NHWC), make_targets is None),
         np.frombuffer(targets, np.float32).reshape(shape),
         np.frombuffer(weights, np.float32).reshape(shape),
+        plan.mode == "resize" and is_aligned(images_NHWC),
     )
     frames_per_image = len(images_NHWC) // max(1, len(parts))
     return frames, [part["sample_id"] for part in parts for _ in range(frames_per_image)]

@@ -45,7 +45,7 @@ def train_parts(
             for member in members
         ]
         progress = announce(f"{name}: train {part}")
-        seen = TrainingFrames.of_good(prototype.shown_to(part, frames.images_NHWC))
+        seen = replace(frames, images_NHWC=prototype.shown_to(part, frames.images_NHWC))
         trained = train_members(load_method(part), config, seen, own, work, progress)
         for state, of_part in zip(states, trained, strict=True):
             state |= {f"{part}.{key}": value for key, value in of_part.items()}

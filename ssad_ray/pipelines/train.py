@@ -86,4 +86,5 @@ def _joined(good: TrainingFrames, labelled: TrainingFrames) -> TrainingFrames:
         np.concatenate([good.is_good_N, labelled.is_good_N]),
         labelled.targets_LHW,
         labelled.weights_LHW,
+        good.has_places,
     )

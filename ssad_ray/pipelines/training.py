@@ -150,7 +150,7 @@ def _keys(method: type[Method], config: RunConfig, frames: TrainingFrames, membe
     return keys
 
 
-def _digest(into: "hashlib._Hash", arrays: Sequence[NDArray[Any]]) -> None:
-    for array in arrays:
+def _digest(into: "hashlib._Hash", values: Sequence[NDArray[Any] | bool]) -> None:
+    for array in map(np.asarray, values):
         into.update(f"{array.dtype} {array.shape} ".encode())
         into.update(np.ascontiguousarray(array).data)

@@ -168,6 +168,19 @@ def test_only_the_right_template_correlates(kind):
     assert other.correlation < MIN_CORRELATION
 
 
+def test_a_pattern_of_equally_bright_colours_is_seen():
+    red_and_green = np.array([[200, 0, 0], [0, 102, 0]], np.uint8)  # both of luma 60
+    pattern, other = (red_and_green[(binary(scenery(seed))[..., 0] > 0).astype(int)] for seed in (0, 1))
+    matrix = similarity(0.0, 1.0, 11.0, -6.0)
+    found = register(cut(pattern), cut(pattern, matrix))
+    assert found.correlation > 0.95
+    assert furthest_off(found, matrix) < 0.5
+    assert register(cut(other), cut(pattern)).correlation < MIN_CORRELATION
+    plain = np.full((HEIGHT, WIDTH, 3), 60, np.uint8)
+    assert register(plain, cut(pattern)).correlation < 0.1
+    assert register(cut(pattern), plain).correlation < 0.1
+
+
 def test_plain_pictures_agree_with_each_other_and_not_with_a_pattern():
     grey, dark, pattern = np.full((HEIGHT, WIDTH, 3), 120, np.uint8), np.full((60, 80, 3), 9, np.uint8), cut(scenery())
     assert register(dark, grey).correlation == 1.0

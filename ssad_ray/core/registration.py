@@ -65,14 +65,15 @@ def register(template: Image, image: Image) -> Registered:
     """Find the place of the template under the image and show it there.
 
     Made for shifts of less than half the picture, rotations of up to 2 degrees, scales within 3 % and stretching of a
-    few pixels; what goes beyond shows in the correlation. Grey values are compared: a pattern of equally bright colours
-    is not seen. In a periodic pattern any repeat will do.
+    few pixels; what goes beyond shows in the correlation. The two are compared in the mix of colours that has most
+    contrast, so a pattern of equally bright colours is one too. In a periodic pattern any repeat will do.
 
     Args:
         template: (h, w, 3) uint8 RGB, of any size.
         image: (H, W, 3) uint8 RGB.
     """
-    pair = Pair(_grey(image), _grey(template))
+    mix = _most_contrast(template, image)
+    pair = Pair(_mixed(image, mix), _mixed(template, mix))
     found = _affine(pair)
     for scale in (_working_scale(pair), 1.0):
         found = _better(pair, bent(pair, found[1], scale), found)
@@ -81,8 +82,19 @@ def register(template: Image, image: Image) -> Registered:
     return Registered(laid, is_covered, correlation, warp)
 
 
-def _grey(image: Image) -> Image:
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+def _most_contrast(*pictures: Image) -> Floats:
+    """Return the first principal axis of the colours, as weights and a bias (1, 4) that keep all within 0 to 255.
+
+    Of grey pictures it is the mean of the channels.
+    """
+    covariance_33 = sum(np.cov(each.reshape(-1, 3)[::_COMPARED_EVERY].T, bias=True) for each in pictures)
+    axis = np.linalg.eigh(covariance_33)[1][:, -1]
+    axis /= np.abs(axis).sum() * (1.0 if axis.sum() >= 0 else -1.0)
+    return np.append(axis, -255.0 * axis[axis < 0].sum())[np.newaxis].astype(np.float32)
+
+
+def _mixed(image: Image, mix_14: Floats) -> Image:
+    return np.asarray(cv2.transform(image, mix_14), np.uint8)
 
 
 def _working_scale(pair: Pair) -> float:

@@ -6,6 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ssad_ray.config import validate_config
+from ssad_ray.core import warp
 from ssad_ray.core.rng import generator
 from ssad_ray.methods.base import ComparesWithTemplate, Method, TrainingFrames
 from ssad_ray.methods.pixel_reference import PixelReference
@@ -154,6 +155,15 @@ def test_an_image_made_of_a_template_shows_the_template():
     assert made.shape == template.shape
     assert 1.0 < np.abs(made.astype(int) - template).mean() < 12.0
     assert np.corrcoef(made.reshape(-1), template.reshape(-1))[0, 1] > 0.9
+
+
+def test_a_large_template_is_photographed_part_by_part_as_if_it_were_at_once(monkeypatch):
+    template = cloth()
+    whole = as_photographed(template, generator(0))
+    monkeypatch.setattr(warp, "_PART_PX", (20, 4096))
+    parts = as_photographed(template, generator(0))
+    assert np.mean(parts != whole) < 0.001  # rounding
+    assert as_photographed(np.zeros((4, 33_000, 3), np.uint8), generator(0)).max() < 20
 
 
 def test_true_pairs_say_how_noisy_good_images_are():

@@ -50,6 +50,12 @@ class Block:
         """Return the block with a margin."""
         return Block(self.top - by_px, self.left - by_px, self.height + 2 * by_px, self.width + 2 * by_px)
 
+    def within(self, height: int, width: int) -> "Block":
+        """Return the part that lies in an image of this size; some of it does."""
+        top, left = max(0, self.top), max(0, self.left)
+        bottom, right = min(height, self.top + self.height), min(width, self.left + self.width)
+        return Block(top, left, bottom - top, right - left)
+
 
 def blocks(height: int, width: int, side_px: int, most: int) -> list[Block]:
     """Return evenly spread blocks of an image, at most so many down and across."""

@@ -6,12 +6,13 @@ docs/decisions/0015-template-difference.md.
 Shapes: H W height and width of a frame, C = 3 channels.
 """
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ssad_ray.core.images import resize
-from ssad_ray.core.warp import sample
+from ssad_ray.core.warp import Warp, sample, shifted
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -20,6 +21,7 @@ _DISPLACEMENTS = (32, 0.4), (4, 0.4)
 """Pixels over which a random displacement changes, and its standard deviation in pixels."""
 _THICKNESS = 0.2  # of a pixel, standard deviation
 _NOISE = 2.0  # grey levels
+_MARGIN_PX = 8  # no displacement is as long
 
 
 def photographed_pair(template_HWC: Pixels, rng: np.random.Generator) -> Pixels:
@@ -30,19 +32,22 @@ def photographed_pair(template_HWC: Pixels, rng: np.random.Generator) -> Pixels:
 def as_photographed(template_HWC: Pixels, rng: np.random.Generator) -> Pixels:
     """Return an image (H, W, C) that shows a template and nothing else; as bright, as registration leaves it."""
     height, width = template_HWC.shape[:2]
-    places = np.empty((height, width, 2), np.float32)
-    places[..., 0], places[..., 1] = np.arange(width), np.arange(height)[:, np.newaxis]
-    for every_px, size_px in _DISPLACEMENTS:
-        places += _smooth(height, width, rng, every_px, size_px)
-    moved = sample(_thicker(template_HWC, rng.normal(0, _THICKNESS)), places)
-    taken = moved + rng.normal(0, _NOISE, moved.shape)
-    return np.asarray(np.clip(np.rint(taken), 0, 255), np.uint8)
+    coarse, fine = (_bend(height, width, rng, *each) for each in _DISPLACEMENTS)
+    by_px = rng.normal(0, _THICKNESS)
+    taken_HWC = np.empty_like(template_HWC)
+    for block, places in coarse.parts(height, width):
+        places += fine.places(block, height, width) - shifted(0, 0).places(block, height, width)
+        near = block.grown(_MARGIN_PX).within(height, width)
+        moved = sample(_thicker(near.of(template_HWC), by_px), places - np.array((near.left, near.top), np.float32))
+        moved += rng.normal(0, _NOISE, moved.shape)
+        block.of(taken_HWC)[:] = np.clip(np.rint(moved), 0, 255)
+    return taken_HWC
 
 
-def _smooth(height: int, width: int, rng: np.random.Generator, every_px: int, size_px: float) -> Floats:
-    """Return a displacement (H, W, 2) that changes over so many pixels."""
+def _bend(height: int, width: int, rng: np.random.Generator, every_px: int, size_px: float) -> Warp:
+    """Return a displacement that changes over so many pixels."""
     nodes = rng.normal(0, size_px, (2 + height // every_px, 2 + width // every_px, 2)).astype(np.float32)
-    return resize(nodes, height, width)
+    return replace(shifted(0, 0), bend_RC2=nodes)
 
 
 def _thicker(template: Pixels, by_px: float) -> Floats:

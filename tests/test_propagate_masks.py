@@ -5,11 +5,12 @@ import pytest
 from typer.testing import CliRunner
 
 from ssad_ray.cli import app
-from ssad_ray.config import RunConfig
+from ssad_ray.config import DataConfig, RunConfig
 from ssad_ray.core.images import decode, encode_png
 from ssad_ray.core.propagation import overlap
 from ssad_ray.core.rng import generator
 from ssad_ray.errors import ArtifactError, DataError
+from ssad_ray.pipelines import propagate_masks as module
 from ssad_ray.pipelines.propagate_masks import mask_name, propagate_masks
 
 HEIGHT, WIDTH = 120, 160
@@ -125,6 +126,21 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(parts):
     assert kept.read_bytes() == b"not carried again"
     assert table(parts, "stopped") == table(parts)
     assert not done.exists()
+
+
+def test_what_failed_is_tried_again(parts, monkeypatch):
+    few = LOCAL.model_copy(update={"data": DataConfig(max_error_fraction=0.1)})
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "propagate", lambda *_: 1 / 0)
+        with pytest.raises(DataError, match=r"failed that were sound .* run the same command again"):
+            carry(parts, config=few)
+    assert carry(parts, config=few) == (3, 5)
+
+
+def test_a_list_of_no_image_is_refused(parts):
+    (parts / "parts.csv").write_text("uri\n")
+    with pytest.raises(DataError, match="names no image"):
+        propagate_masks(str(parts / "parts.csv"), str(parts / "drawn"), str(parts / "masks"), LOCAL, silent)
 
 
 def test_with_other_masks_an_unfinished_folder_is_refused(parts):

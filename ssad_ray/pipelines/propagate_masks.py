@@ -4,7 +4,7 @@ OUT/<path of the image>.png   the mask, where it came through; the image's own s
 OUT/masks.parquet             one row per image, written last: `sample_id`, `mask`, `reference`, `correlation`,
                               `cycle_iou`, and `error`, why there is no mask
 OUT/unfinished-<digest>/      until then, the row of every image that is done: a killed run, called again with the same
-                              masks, goes on where it was
+                              masks, goes on where it was, and tries again what failed
 """
 
 import hashlib
@@ -85,9 +85,11 @@ def propagate_masks(
 
     Raises:
         ArtifactError: The folder holds something else already.
-        DataError: There is no mask, one that belongs to no image, or one that cannot be used.
+        DataError: There is no image, no mask, a mask that belongs to no image, or one that cannot be used.
     """
     rows = catalog(data_uri, config.data, announce("catalogue")).rows
+    if not rows:
+        raise DataError(f"{data_uri}: names no image")
     references = _references(rows, drawn_uri, config.data)
     work_uri = join(out_uri, f"{UNFINISHED}{_digest(references, config.data)}")
     records = _records(out_uri, work_uri)
@@ -97,10 +99,12 @@ def propagate_masks(
         reason, pixels = row.pop("reason"), row.pop("mask")
         if pixels is not None:
             write_bytes(join(out_uri, mask_name(image.path)), pixels)
-        name = None if pixels is None else mask_name(image.path)
-        record = row | {"mask": name, "error": row["error"] or reason}
-        write_bytes(join(work_uri, f"{hashlib.sha256(image.sample_id.encode()).hexdigest()}.json"), _to_json(record))
+        mask = None if pixels is None else mask_name(image.path)
+        record = row | {"mask": mask, "error": row["error"] or reason}
         records[image.sample_id] = record
+        if row["error"] is None:  # what failed is tried again
+            name = f"{hashlib.sha256(image.sample_id.encode()).hexdigest()}.json"
+            write_bytes(join(work_uri, name), _to_json(record))
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([records[row.sample_id] for row in rows], schema=_TABLE), buffer)
     write_bytes(join(out_uri, TABLE), buffer.getvalue())

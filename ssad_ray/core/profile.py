@@ -71,4 +71,5 @@ class HeldOutProfiles:
 
 
 def _sums(maps_NHW: Maps) -> tuple[Sums, Sums]:
-    return maps_NHW.sum(axis=0, dtype=np.float64), np.square(maps_NHW, dtype=np.float64).sum(axis=0)
+    squares = np.einsum("nhw,nhw->hw", maps_NHW, maps_NHW, dtype=np.float64)  # without a copy in float64
+    return maps_NHW.sum(axis=0, dtype=np.float64), squares

@@ -16,7 +16,7 @@ from ssad_ray.datasets.entries import Entry
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.errors import DataError, UnavailableError
 
-_NO_DIGEST = "0" * 12
+_NO_DIGEST = "0" * DIGEST_DIGITS
 _ENOUGH_BITS = 6
 
 
@@ -34,10 +34,10 @@ def inspect(root_uri: str, entry: Entry, config: DataConfig) -> tuple[ManifestRo
         facts |= {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         info = images.probe(data)
         facts |= {name: getattr(info, name) for name in ("height", "width", "channels", "bit_depth")}
-        image = images.decode(data, config.max_image_px)
+        depth_warning, seen = _look(images.decode(data, config.max_image_px), info.bit_depth)
         facts |= _ground_truth(root_uri, entry, info.height, info.width, config)
-        facts["warning"] = "; ".join(filter(None, (facts["warning"], _check_depth(image, info.bit_depth)))) or None
-        print_of_image = thumbnail(image) if error is None else None
+        facts["warning"] = "; ".join(filter(None, (facts["warning"], depth_warning))) or None
+        print_of_image = seen if error is None else None
     except (DataError, UnavailableError) as refusal:
         error = error or refusal.detail
     sample_id = f"{entry.path}@{facts.get('sha256', _NO_DIGEST)[:DIGEST_DIGITS]}"
@@ -74,10 +74,14 @@ def _ground_truth(root_uri: str, entry: Entry, height: int, width: int, config: 
     }
 
 
+def _look(image: NDArray[np.uint8], bit_depth: int) -> tuple[str | None, NDArray[np.float32]]:
+    """Return the warning of `_check_depth` and the thumbnail; the image is held no longer than that takes."""
+    return _check_depth(image, bit_depth), thumbnail(image)
+
+
 def _check_depth(image: NDArray[np.uint8], bit_depth: int) -> str | None:
     """Return a warning where a file has more than 8 bits and its picture lies in the lower ones."""
-    num_bits = int(image.max()).bit_length()
-    if bit_depth <= 8 or num_bits > _ENOUGH_BITS:
+    if bit_depth <= 8 or (num_bits := int(image.max()).bit_length()) > _ENOUGH_BITS:
         return None
     return (
         f"of the 8 highest bits of the file's {bit_depth} only {num_bits} are used, the rest is lost: write all images "

@@ -21,6 +21,8 @@ SPREAD_FLOOR = 4.0
 TO_SIGMA = 1.4826
 """Median absolute deviation of a normal distribution to its standard deviation."""
 
+_BAND_PX = 8  # of all frames at once medians would take eight times the memory of the frames
+
 
 class PixelReference:
     """Per-pixel median and median absolute deviation, in numpy."""
@@ -55,6 +57,12 @@ class PixelReference:
 
 def median_and_spread(images_NHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the per-pixel median and robust standard deviation (each (H, W, 3) float32, grey levels, spread > 0)."""
-    median = np.median(images_NHWC, axis=0).astype(np.float32)
-    deviation = np.median(np.abs(images_NHWC - median), axis=0)
+    bands = range(0, images_NHWC.shape[1], _BAND_PX)
+    medians, spreads = zip(*(_of_band(images_NHWC[:, top : top + _BAND_PX]) for top in bands), strict=True)
+    return np.concatenate(medians), np.concatenate(spreads)
+
+
+def _of_band(images_NhWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    median = np.median(images_NhWC, axis=0).astype(np.float32)
+    deviation = np.median(np.abs(images_NhWC - median), axis=0)
     return median, np.maximum(TO_SIGMA * deviation, SPREAD_FLOOR).astype(np.float32)

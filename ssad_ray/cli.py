@@ -71,11 +71,12 @@ def demo(
     run = _open(out, config, [*(_DEMO if is_new else ()), *(set_ or ())], seed)
     refuse_place(run)
     data_path = out / "data"
-    if not data_path.exists():
-        partial = data_path.with_name("data.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        write_synthetic(partial, seed=run.config.seed)
-        partial.replace(data_path)
+    with run.locked():
+        if not data_path.exists():
+            partial = data_path.with_name("data.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            write_synthetic(partial, seed=run.config.seed)
+            partial.replace(data_path)
     _loop(run, str(data_path), None, address, with_yardstick=False)
 
 
@@ -144,12 +145,14 @@ def label(
 ) -> None:
     """Find and outline the defects of the online stage: a new label version."""
     from ssad_ray.labels.versions import read_lineage
-    from ssad_ray.pipelines.interest import keep_inside
+    from ssad_ray.pipelines.interest import keep_inside, masks_in
     from ssad_ray.pipelines.label import label_online
 
     run = _reopen(out, set_)
     labeller = model or run.champion
     run.refuse_unknown(labeller)
+    if roi is not None:
+        masks_in(roi)  # refuses what cannot be used before images are labelled
     with _working(run, address) as announce:
         version = label_online(run, labeller, announce)
         if roi is not None:

@@ -17,7 +17,7 @@ from ssad_ray.core.spreading import UNNAMED, comparable, spread
 from ssad_ray.errors import ArtifactError, ConfigError, DataError
 from ssad_ray.labels.named import read_named
 from ssad_ray.labels.versions import Lineage, read_labels, read_lineage, write_labels
-from ssad_ray.pipelines.interest import keep_inside
+from ssad_ray.pipelines.interest import keep_inside, masks_in
 from ssad_ray.pipelines.prepare import prepare
 from ssad_ray.pipelines.propagate_types import propagate_types
 from ssad_ray.pipelines.run import open_run
@@ -303,6 +303,9 @@ def test_masks_of_a_run_that_did_not_end_are_refused(run, tmp_path):
 
 def test_masks_of_other_images_are_refused(run, tmp_path):
     (tmp_path / "masks").mkdir()
+    with pytest.raises(DataError, match=r"has no mask, a file that ends in \.png; make them"):
+        masks_in(str(tmp_path / "masks"))
+    (tmp_path / "masks" / "other.png").touch()
     with pytest.raises(DataError, match=r"has no mask for any of the \d+ images with regions, such as unlabelled/"):
         keep_inside(run, "v1", str(tmp_path / "masks"))
 

@@ -20,6 +20,8 @@ from ssad_ray.labels.versions import is_sealed, read_labels, read_lineage, write
 from ssad_ray.pipelines.propagate_masks import UNFINISHED, mask_name
 from ssad_ray.pipelines.run import Run
 
+_HOW = "make them with `ssad propagate-masks`"
+
 
 def keep_inside(run: Run, version: str, masks_uri: str) -> tuple[str, int]:
     """Write the label version of what lies inside the masks, unless it is there; a region inside by one pixel stays.
@@ -40,16 +42,12 @@ def keep_inside(run: Run, version: str, masks_uri: str) -> tuple[str, int]:
             its image.
     """
     root_uri, max_bytes = str(run.labels_path), run.config.data.max_image_bytes
-    files = list_files(masks_uri)
-    if any(name.startswith(UNFINISHED) for name in files):
-        raise DataError(f"{masks_uri}: is unfinished; give the `ssad propagate-masks` command that began it again")
-    present = {name for name in files if name.endswith(".png")}
+    present = masks_in(masks_uri)
     names = [_name(verdict) for verdict in read_labels(root_uri, version) if verdict.regions]
     found = [name for name in names if name in present]
     if names and not found:
         raise DataError(
-            f"{masks_uri}: has no mask for any of the {len(names)} images with regions, such as {names[0]}; make them "
-            "with `ssad propagate-masks`"
+            f"{masks_uri}: has no mask for any of the {len(names)} images with regions, such as {names[0]}; {_HOW}"
         )
     digest = sha256()
     for name in found:
@@ -61,6 +59,21 @@ def keep_inside(run: Run, version: str, masks_uri: str) -> tuple[str, int]:
         kept = (_inside(each, masks_uri, max_bytes) if _name(each) in present else each for each in verdicts)
         write_labels(root_uri, new, kept, lineage)
     return new, len(names) - len(found)
+
+
+def masks_in(masks_uri: str) -> set[str]:
+    """Return the paths of the masks in a folder.
+
+    Raises:
+        DataError: The folder is unfinished, or has none.
+    """
+    files = list_files(masks_uri)
+    if any(name.startswith(UNFINISHED) for name in files):
+        raise DataError(f"{masks_uri}: is unfinished; give the `ssad propagate-masks` command that began it again")
+    masks = {name for name in files if name.endswith(".png")}
+    if not masks:
+        raise DataError(f"{masks_uri}: has no mask, a file that ends in .png; {_HOW}")
+    return masks
 
 
 def _inside(verdict: Verdict, masks_uri: str, max_bytes: int) -> Verdict:

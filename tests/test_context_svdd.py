@@ -1,6 +1,7 @@
 """SCL-VI: its pretext tasks, its encoders, and how distances become maps."""
 
 from collections import Counter
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -69,6 +70,11 @@ def test_the_papers_encoder_has_its_parameters_and_sizes(published):
     encoder = PaperEncoder(published)
     assert sum(weight.numel() for weight in encoder.parameters()) == 3_886_720
     assert encoder(torch.zeros(1, 3, 40, 36)).shape == (1, 64, 3, 2)
+    sides, x = [], torch.zeros(1, 3, 32, 32)
+    for layer in encoder.layers:
+        x = layer(x)
+        sides.append(x.shape[-1])
+    assert [side for side, _ in groupby(sides)] == [28, 14, 6, 3, 2, 1]
     assert sum(isinstance(layer, nn.LocalResponseNorm) for layer in encoder.modules()) == 2 * published
     assert [layer.num_groups for layer in encoder.modules() if isinstance(layer, nn.GroupNorm)] == [
         12, 32, 48, 48, 32, 16, 8
@@ -193,6 +199,9 @@ def test_feature_scores_are_never_above_distance_scores():
     by_distance = method.maps(images)
     assert (by_feature <= by_distance * (1 + 1e-5)).all()
     assert (by_feature < 0.99 * by_distance).any()
+    for option, value in (("neighbours", 1), ("sharpest", 1.0)):
+        method.config = method.config.model_copy(update={option: value})
+        assert not np.allclose(method.maps(images), by_distance)
 
 
 def test_frames_without_room_for_a_grid_are_refused():

@@ -1,16 +1,17 @@
 """Each good image is judged by the member that did not see it."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from ssad_ray.config import RunConfig
+from ssad_ray.config import DataConfig, DetectorConfig, RunConfig
 from ssad_ray.core.framing import FramePlan
 from ssad_ray.core.images import encode_png
 from ssad_ray.core.records import Sample
 from ssad_ray.datasets.synthetic import write_synthetic
-from ssad_ray.errors import DataError
+from ssad_ray.errors import ConfigError, DataError
 from ssad_ray.methods.artifact import Artifact
 from ssad_ray.methods.base import TrainingFrames
 from ssad_ray.pipelines import calibrate as calibrate_module
@@ -18,7 +19,7 @@ from ssad_ray.pipelines import fit as fit_module
 from ssad_ray.pipelines import frames as frames_module
 from ssad_ray.pipelines.fit import SEEN_BY_ALL, fit, fit_members
 from ssad_ray.pipelines.folds import assign_folds
-from ssad_ray.pipelines.frames import plan_frames
+from ssad_ray.pipelines.frames import collect_frames, plan_frames
 from ssad_ray.pipelines.prepare import prepare
 from ssad_ray.pipelines.run import open_run
 
@@ -61,12 +62,45 @@ def test_a_member_learns_from_all_frames_but_those_of_its_fold(run, members):
     assert len({member.seed for member in members}) == 3
 
 
+def test_what_takes_no_weights_is_given_none(run, tmp_path):
+    foreign = run.config.model_copy(update={"detector": DetectorConfig(name="memory_bank", init_from=str(tmp_path))})
+    with pytest.raises(ConfigError, match="no meaning for memory_bank, which is not trained by gradient"):
+        fit(replace(run, config=foreign), "memory_bank-1", "memory_bank", silent)
+
+
+def test_the_floor_does_not_start_from_the_detectors_weights(run, tmp_path, members):
+    foreign = run.config.model_copy(update={"detector": DetectorConfig(init_from=str(tmp_path))})
+    with pytest.raises(Captured):
+        fit(replace(run, config=foreign), "pixel_reference", "pixel_reference", silent)
+    assert [member.initial for member in members] == [None] * 3
+
+
+def test_good_images_that_fail_but_for_one_fold_are_too_few(run, members):
+    rows = run.rows("train")
+    folds = assign_folds(rows, run.config)
+    for row in rows:
+        if folds[row.sample_id] != 1:
+            (run.path / "../data" / "plate" / row.path).unlink()
+    few = run.config.model_copy(update={"data": DataConfig(max_error_fraction=1.0)})
+    with pytest.raises(DataError, match=r"of 9 good images only 3 are left that did not fail, too few to learn"):
+        fit(replace(run, config=few), "draem-1", "draem", silent)
+    assert not members
+
+
 def test_frames_of_no_fold_are_learnt_by_every_member(run, members):
     frames = TrainingFrames.of_good(np.zeros((4, 32, 48, 3), np.uint8))
     with pytest.raises(Captured):
         fit_members(run, "unet-1", "unet", PLAN, frames, np.array([1, 0, SEEN_BY_ALL, 2]), [None] * 3, silent)
     kept = [member.kept_N.astype(int).tolist() for member in members]
     assert kept == [[1, 0, 1, 1], [0, 1, 1, 1], [1, 1, 1, 0]]
+
+
+def test_places_mean_something_where_an_aligned_part_is_seen_whole(run):
+    rows, plan = run.rows("train"), plan_frames(run.rows("train"), run.config)
+    assert plan.mode == "resize"
+    assert collect_frames(rows, plan, None, run.config)[0].has_places
+    tiles = FramePlan("tile", 64, 96)  # as large as an image, so that they look as much alike as the images do
+    assert not collect_frames(rows, tiles, None, run.config)[0].has_places
 
 
 def test_a_good_image_is_calibrated_with_the_member_of_its_fold(monkeypatch):

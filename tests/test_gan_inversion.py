@@ -210,6 +210,15 @@ def test_frames_that_are_not_suspicious_pass_with_the_encoder_alone(fitted):
     assert (scores[is_suspicious] != once[is_suspicious]).all()
 
 
+def test_how_many_frames_are_suspicious_is_asked_for(fitted):
+    method = gan(refine_above=0.5)
+    method.load_state(fitted.state())
+    method.remember(frames(), 0)
+    scores = gan(refine_steps=0)
+    scores.load_state(method.state())
+    assert (scores.maps(frames().images_NHWC).max((1, 2)) > method.suspicious_above).sum() == 3  # of six
+
+
 def test_what_is_usual_is_the_line_through_all_pixels():
     torch.manual_seed(0)
     y = torch.rand(4, 3, HEIGHT, WIDTH)

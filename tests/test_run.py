@@ -1,3 +1,4 @@
+import fcntl
 import shutil
 from dataclasses import replace
 
@@ -79,6 +80,20 @@ def test_two_processes_do_not_work_on_one_run(tmp_path):
     with Run(tmp_path / "new", RunConfig()).locked():
         pass
     assert not (tmp_path / "new").exists()
+
+
+def test_a_lock_that_was_removed_while_it_was_taken_is_taken_anew(tmp_path, monkeypatch):
+    run, flock, locked = prepared(tmp_path, RunConfig()), fcntl.flock, []
+
+    def as_it_vanishes(file, how):
+        if not locked:
+            (tmp_path / "lock").unlink()
+        locked.append(flock(file, how))
+
+    monkeypatch.setattr(fcntl, "flock", as_it_vanishes)
+    with run.locked(), pytest.raises(UnavailableError, match="another `ssad` works on"), run.locked():
+        pass
+    assert len(locked) == 2
 
 
 def test_small_files_that_are_damaged_are_named_or_do_not_matter(tmp_path):
@@ -267,7 +282,9 @@ def test_targets_stay_with_their_frames():
         np.array([True, False, True, False, False]),
         np.arange(3, dtype=np.float32)[:, None, None] * np.ones((3, 2, 3), np.float32),
         np.full((3, 2, 3), 0.5, np.float32),
+        has_places=True,
     )
     kept = frames.only(np.array([True, False, True, True, True]))
+    assert kept.has_places
     assert [float(kept.planes(index)[1].max()) for index in range(4)] == [0.0, 0.0, 1.0, 2.0]
     assert [float(kept.planes(index)[2].min()) for index in range(4)] == [1.0, 1.0, 0.5, 0.5]

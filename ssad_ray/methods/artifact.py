@@ -6,7 +6,8 @@
 
 An artifact is an ensemble: one member per cross-fitting fold, each fitted without the good images of its fold, so
 that every good image has a score from a member that never saw it. Members vote by the mean of their maps and of their
-scores. On aligned parts a score is how far a map rises above the normal profile; else it is the map's highest value.
+scores. Where a frame shows an image whole a score is how far its map rises above the normal profile; of tiles it is the
+highest value of the joined map.
 """
 
 import json
@@ -49,7 +50,7 @@ class Artifact:
         calibration: Thresholds; None until the artifact is calibrated.
         config: The resolved config it was made with.
         card: Versions, seed, data digest, what was measured while fitting.
-        profile: How high the maps of good images are at every place; None where frames have no fixed place.
+        profile: How high the maps of good images are at every place of a frame; None where frames are tiles.
     """
 
     name: str

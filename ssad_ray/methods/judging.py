@@ -1,4 +1,4 @@
-"""From the bytes of a file to a verdict: the one scoring function behind batch labelling, evaluation and HTTP."""
+"""From the bytes of a file to a verdict: the one scoring function behind labelling and evaluation."""
 
 import math
 from datetime import datetime

@@ -22,7 +22,7 @@ from ssad_ray.core.rng import generator
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.methods.artifact import Artifact, load_artifact
 from ssad_ray.methods.batches import body, plant_several
-from ssad_ray.pipelines.folds import assign_folds
+from ssad_ray.pipelines.folds import assign_folds, refuse_one_fold
 from ssad_ray.pipelines.stream import Progress, Row, stream
 
 NUM_LEAST_NORMAL = 6
@@ -55,7 +55,9 @@ def calibrated(draft_path: Path, rows: Sequence[ManifestRow], config: RunConfig,
         for row in stream(rows, worker, _SCHEMA, config, progress)
         if row["error"] is None
     )
-    if plan.mode == "resize" and (results := list(results)):
+    if plan.mode == "resize":
+        results = list(results)
+        refuse_one_fold((row["sample_id"] for row in results), folds)
         group_of = {row.sample_id: row.group for row in rows}
         groups = [group_of[row["sample_id"]] for row in results]
         profiles = HeldOutProfiles(np.stack([row["map"] for row in results]), groups)

@@ -12,12 +12,12 @@ from ssad_ray.config import RunConfig
 from ssad_ray.core.framing import FramePlan
 from ssad_ray.core.rng import generator
 from ssad_ray.datasets.splits import digest
-from ssad_ray.errors import ArtifactError
+from ssad_ray.errors import ArtifactError, ConfigError
 from ssad_ray.methods import load_method
 from ssad_ray.methods.artifact import Artifact, load_artifact, save_artifact
-from ssad_ray.methods.base import Combines, Method, State, TrainingFrames, is_shown_template
+from ssad_ray.methods.base import Combines, Method, State, TrainingFrames, TrainsByGradient, is_shown_template
 from ssad_ray.pipelines.calibrate import calibrated
-from ssad_ray.pipelines.folds import assign_folds
+from ssad_ray.pipelines.folds import assign_folds, refuse_one_fold
 from ssad_ray.pipelines.frames import collect_frames, plan_frames
 from ssad_ray.pipelines.fuse import train_parts, with_tails
 from ssad_ray.pipelines.run import Announce, Run, timed
@@ -36,6 +36,9 @@ def fit(run: Run, name: str, method: str, announce: Announce) -> None:
         name: Of the artifact.
         method: A name of the table of detectors.
         announce: Where progress is shown.
+
+    Raises:
+        DataError: Too few good images could be read.
     """
     if run.model_path(name).exists():
         return
@@ -45,8 +48,9 @@ def fit(run: Run, name: str, method: str, announce: Announce) -> None:
     with_templates = is_shown_template(load_method(method).from_config(run.config))
     progress = announce(f"{name}: read good images")
     frames, ids = collect_frames(rows, plan, None, run.config, progress, with_templates=with_templates)
+    refuse_one_fold(ids, folds)
     fold_N = np.array([folds[sample_id] for sample_id in ids])
-    fit_members(run, name, method, plan, frames, fold_N, _initial_states(run), announce)
+    fit_members(run, name, method, plan, frames, fold_N, _initial_states(run, method), announce)
 
 
 def fit_members(
@@ -121,8 +125,13 @@ def load_source(run: Run) -> Artifact:
 
     Raises:
         ArtifactError: It is of another method than this run's, or has another number of members.
+        ConfigError: This run's method takes no weights to start from.
     """
     path, method, folds = run.config.detector.init_from, run.detector, run.config.calibration.folds
+    prototype = load_method(method).from_config(run.config)
+    parts = prototype.parts.values() if isinstance(prototype, Combines) else [prototype]
+    if not any(isinstance(part, TrainsByGradient) for part in parts):
+        raise ConfigError(f"--init-from has no meaning for {method}, which is not trained by gradient; leave it out")
     source = load_artifact(Path(str(path)))
     if source.method != method:
         raise ArtifactError(
@@ -137,9 +146,9 @@ def load_source(run: Run) -> Artifact:
     return source
 
 
-def _initial_states(run: Run) -> Sequence[State | None]:
+def _initial_states(run: Run, method: str) -> Sequence[State | None]:
     """Return the weights that each fold's member starts from: none, or those of another product's detector."""
-    if run.config.detector.init_from is None:
+    if run.config.detector.init_from is None or method != run.detector:
         return [None] * run.config.calibration.folds
     return [member.state() for member in load_source(run).members]
 

@@ -1,6 +1,6 @@
 """Cross-fitting folds: every ensemble member is fitted without the good images of one fold."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ssad_ray.config import RunConfig
 from ssad_ray.core.rng import generator
@@ -23,3 +23,13 @@ def assign_folds(rows: Sequence[ManifestRow], config: RunConfig) -> dict[str, in
         )
     fold_of_group = {group: index % num_folds for index, group in enumerate(groups)}
     return {row.sample_id: fold_of_group[row.group] for row in rows}
+
+
+def refuse_one_fold(sample_ids: Iterable[str], folds: Mapping[str, int]) -> None:
+    """Raise where so many good images failed that those left are of one fold, or none: nobody could learn or judge."""
+    left = set(sample_ids)
+    if len({folds[each] for each in left}) < 2:
+        raise DataError(
+            f"of {len(folds)} good images only {len(left)} are left that did not fail, too few to learn from some and "
+            "judge the others; `ssad catalog` says what is wrong with them"
+        )

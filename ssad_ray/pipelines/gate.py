@@ -28,7 +28,7 @@ from ssad_ray.core.synthesis.families import plant
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.batches import HELD_OUT_FAMILIES, body
-from ssad_ray.pipelines.folds import assign_folds
+from ssad_ray.pipelines.folds import assign_folds, refuse_one_fold
 from ssad_ray.pipelines.run import Announce, Run, read_json, timed, write_json
 from ssad_ray.pipelines.stream import Row, stream
 
@@ -154,6 +154,7 @@ def measure(run: Run, names: Sequence[str], announce: Announce) -> list[GateFigu
         results = stream(rows, worker, _SCHEMA, config, announce(f"{name}: gate"))
         judged.append({row["sample_id"]: row for row in results if row["error"] is None})
     by_all = [row for row in rows if all(row.sample_id in results for results in judged)]
+    refuse_one_fold((row.sample_id for row in by_all), folds)
     return [
         _figures([results[row.sample_id] for row in by_all], run.artifact(name).plan, by_all, folds, config)
         for name, results in zip(names, judged, strict=True)

@@ -8,6 +8,7 @@
     RUN/types/<version>.csv        how sure defect types are that spread to the regions of a label version
     RUN/gates/<name>.json          why a challenger was promoted or refused
     RUN/evaluation/<name>.json     figures of one artifact on the test stage
+    RUN/report.json, report.html   all figures of a loop, and the page that shows them
     RUN/seconds.json               how long each stage took
     RUN/work/                      checkpoints of stages that are not finished
     RUN/lock                       held by the process that works on the run
@@ -18,6 +19,7 @@ where it was killed, and repeats nothing.
 
 import fcntl
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -115,8 +117,12 @@ class Run:
         path = self.path / "lock"
         with ExitStack() as stack:
             try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                fcntl.flock(stack.enter_context(path.open("a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_held = False
+                while not is_held:
+                    self.path.mkdir(parents=True, exist_ok=True)
+                    file = stack.enter_context(path.open("a"))
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    is_held = os.fstat(file.fileno()).st_nlink > 0  # or another process removed it just now
             except BlockingIOError as error:
                 raise UnavailableError(
                     f"another `ssad` works on {self.path}; wait for its end, or name another --out"
@@ -223,9 +229,9 @@ def timed(stage: str) -> Callable[[StageFunction], StageFunction]:
 
     def decorate(function: StageFunction) -> StageFunction:
         @wraps(function)
-        def run_timed(run: Run, name: str, *args: Any) -> Any:
+        def run_timed(run: Run, name: str, *args: Any, **options: Any) -> Any:
             with run.timed(f"{stage} {name}"):
-                return function(run, name, *args)
+                return function(run, name, *args, **options)
 
         return cast(StageFunction, run_timed)
 

@@ -10,7 +10,8 @@ many processes and threads, one image at a time: read the file, decode, resize, 
 size. anomalib is called at its torch models, without Lightning around them, which is the fastest way it has.
 
 - PatchCore: ResNet-18 with random weights, a memory of a tenth of the features. Here it is `memory_bank`.
-- DRAEM: both networks of the same width, untrained: what is compared is time.
+- DRAEM: the first blocks equally wide, untrained: what is compared is time. anomalib's networks are the published ones,
+  with five times the multiplications of those here.
 - The coreset: from the same number of features of the same width, 384 channels, to a tenth of them.
 
 With several processes each scores all images, all begin at the same moment, the last one to end counts, and the coreset

@@ -81,7 +81,12 @@ class ContextSvddConfig(Section):
     )
     width: int = Field(32, ge=8, le=512, description="dense: channels of the first layer.")
     alpha: float = Field(1e-4, ge=0.0, le=100.0, description="Weight of patch-SVDD beside the pretext task.")
-    memory: int = Field(10_000, ge=16, le=10_000_000, description="Remembered features per scale and member.")
+    memory: int = Field(
+        10_000,
+        ge=16,
+        le=10_000_000,
+        description="Remembered features per scale and member; on aligned parts one of every place at least.",
+    )
     neighbours: int = Field(10, ge=1, le=100, description="Remembered features that a patch is compared with (eta).")
     sharpest: float = Field(20.0, ge=1.0, le=80.0, description="Limit of an affinity (lambda).")
     score: Literal["feature", "distance"] = Field(

@@ -91,7 +91,7 @@ def make_artifact(path: Path) -> None:
     plan = make_plan(images, config.input)
     method = PixelReference.from_config(config)
     method.fit(TrainingFrames.of_good(np.stack([Frames(image, plan)[0] for image in images[:10]])), seed=0)
-    artifact = Artifact("pixel_reference-1", "pixel_reference", plan, (method,), None, config, {})
+    artifact = Artifact("pixel_reference-1", "pixel_reference", plan, None, config, {}, (method,))
     scored = (artifact.score(image) for image in images[10:])
     save_artifact(replace(artifact, calibration=calibrate(scored, 10, 0.1, 1e-4, 1e-3)), path)
 

@@ -125,7 +125,7 @@ def fit(
         fit_detector(run, name, detector, announce)
         if not run.champion_path.exists():
             run.promote(name)
-    calibration = run.artifact(name).calibration
+    calibration = run.described(name).calibration
     assert calibration is not None  # noqa: S101
     num_failed = len(run.rows("train")) - calibration.num_normals
     if num_failed:

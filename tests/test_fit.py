@@ -107,7 +107,7 @@ def test_a_good_image_is_calibrated_with_the_member_of_its_fold(monkeypatch):
     def member(value):
         return SimpleNamespace(maps=lambda images: np.full(images.shape[:3], value, np.float32))
 
-    artifact = Artifact("a", "draem", PLAN, (member(0.0), member(1.0), member(2.0)), None, RunConfig(), {})
+    artifact = Artifact("a", "draem", PLAN, None, RunConfig(), {}, (member(0.0), member(1.0), member(2.0)))
     monkeypatch.setattr(calibrate_module, "load_artifact", lambda _: artifact)
     folds = {"a": 2, "b": 0, "c": 1}
     scorer = calibrate_module.HeldOutScorer("artifact", folds, dict.fromkeys(folds, 1), RunConfig())

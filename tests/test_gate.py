@@ -39,7 +39,7 @@ def test_plants_on_tiles_are_judged_by_the_joined_map_of_the_member_that_did_not
         return SimpleNamespace(maps=maps)
 
     plan = FramePlan("tile", 32, 32, 1.0, 0.5)
-    artifact = Artifact("a", "draem", plan, (member(1.0), member(2.0)), None, RunConfig(), {})
+    artifact = Artifact("a", "draem", plan, None, RunConfig(), {}, (member(1.0), member(2.0)))
     monkeypatch.setattr(gate, "load_artifact", lambda _: artifact)
     judge = PlantedJudge("artifact", {"a": 1, "b": 0}, 12, RunConfig())
     data = encode_png(np.random.default_rng(0).integers(0, 255, (32, 80, 3), np.uint8))
@@ -73,7 +73,7 @@ def test_an_image_that_one_of_the_models_cannot_judge_counts_for_none(monkeypatc
         rows=lambda _: rows,
         config=RunConfig(),
         model_path=lambda name: name,
-        artifact=lambda _: SimpleNamespace(plan=FramePlan("tile", 32, 32)),
+        described=lambda _: SimpleNamespace(plan=FramePlan("tile", 32, 32)),
     )
     old, new = gate.measure(run, ("old", "new"), lambda _: None)
     assert old.precisions == (0, 3)

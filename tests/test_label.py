@@ -44,7 +44,7 @@ def save_reference(path, is_calibrated=True):
     plan = make_plan(images, config(0).input)
     method = PixelReference.from_config(config(0))
     method.fit(TrainingFrames.of_good(np.stack([Frames(image, plan)[0] for image in images[:12]])), seed=0)
-    artifact = Artifact("pixel_reference-1", "pixel_reference", plan, (method,), None, config(0), {})
+    artifact = Artifact("pixel_reference-1", "pixel_reference", plan, None, config(0), {}, (method,))
     if is_calibrated:
         scored = (artifact.score(image) for image in images[12:])
         artifact = replace(artifact, calibration=calibrate(scored, 12, 0.1, 1e-3, 1e-2))

@@ -23,7 +23,7 @@ image = np.random.default_rng(0).integers(90, 110, (6000, 8192, 1), np.uint8).re
 frames = TrainingFrames.of_good(np.stack(list(Frames(image[:512, :640], plan))))
 method.initialise(frames, 0)
 method.remember(frames, 0)
-artifact = Artifact("gan_inversion-1", "gan_inversion", plan, (method, method), None, config, {})
+artifact = Artifact("gan_inversion-1", "gan_inversion", plan, None, config, {}, (method, method))
 artifact.score(image[:1024, :1024])
 image[4000:4060, 2000:2080] = 255
 

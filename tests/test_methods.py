@@ -14,6 +14,7 @@ from ssad_ray.errors import ArtifactError, ConfigError
 from ssad_ray.methods import METHODS, load_method
 from ssad_ray.methods.artifact import Artifact, load_artifact, save_artifact
 from ssad_ray.methods.base import ComparesWithTemplate, Method, TrainingFrames, TrainsByGradient
+from ssad_ray.methods.devices import make_repeatable
 from ssad_ray.methods.training import Trainer, compute_all, save_state, start_from
 from ssad_ray.pipelines.session import session
 from ssad_ray.pipelines.training import Member, train_members
@@ -119,7 +120,7 @@ def test_a_constant_image_gives_finite_output(method):
 def test_an_artifact_reloads_to_the_same_scores(method, request, tmp_path):
     name = request.node.callspec.params["method"]
     plan = FramePlan("resize", HEIGHT, WIDTH)
-    artifact = Artifact(f"{name}-1", name, plan, (method, method), None, config(), {"seed": 0})
+    artifact = Artifact(f"{name}-1", name, plan, None, config(), {"seed": 0}, (method, method))
     image = np.repeat(np.repeat(shown_to(method, with_defect(good_image(0))), 2, axis=0), 3, axis=1)
     save_artifact(artifact, tmp_path / "artifact")
     loaded = load_artifact(tmp_path / "artifact")
@@ -147,10 +148,11 @@ def test_a_seed_reaches_every_random_stream(name):
 
 
 @pytest.mark.ray
-def test_two_workers_train_every_network_to_the_bits_of_one_process(tmp_path):
+def test_two_workers_train_to_the_bits_of_one_process(tmp_path):
     few = config(2).model_copy(update={"resources": ResourcesConfig(train_workers=2, threads_per_worker=1)})
+    make_repeatable(1)
     with session(few.resources):
-        for name in BY_GRADIENT:
+        for name in ("cutpaste_sla", "gan_inversion"):  # another is in test_loop.py, the mechanics in test_training.py
             frames = TrainingFrames.of_good(shown_to(load_method(name).from_config(few), GOOD))
             member = Member(np.ones(len(GOOD), bool), seed=0)
             (state,) = train_members(load_method(name), few, frames, [member], tmp_path / name)
@@ -181,7 +183,7 @@ def test_an_unknown_method_is_refused_with_the_known_ones():
 
 def test_an_artifact_is_never_overwritten_and_never_half_read(tmp_path):
     plan = FramePlan("resize", HEIGHT, WIDTH)
-    artifact = Artifact("a", "pixel_reference", plan, (fitted("pixel_reference"),), None, config(), {})
+    artifact = Artifact("a", "pixel_reference", plan, None, config(), {}, (fitted("pixel_reference"),))
     save_artifact(artifact, tmp_path / "a")
     with pytest.raises(ArtifactError, match="never overwritten"):
         save_artifact(artifact, tmp_path / "a")

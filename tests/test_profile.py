@@ -86,7 +86,7 @@ def test_the_place_that_makes_an_image_anomalous_is_outlined() -> None:
     good[:, :, 20:28] = rng.integers(150, 200, (30, 32, 8))
     calibration = calibrate(zip(held_out_scores(good), good, strict=True), 30, 0.1, 1e-3, 1e-2)
     plan, profile = FramePlan("resize", 32, 48), profile_of(good)
-    artifact = Artifact("b-1", "b", plan, (Brightness(),), calibration, RunConfig(), {}, profile)  # type: ignore[arg-type]
+    artifact = Artifact("b-1", "b", plan, calibration, RunConfig(), {}, (Brightness(),), profile)  # type: ignore[arg-type]
     image = good[0].copy()
     image[5:9, 3:9] = 60  # far below the edge, far above its own place
     assert calibration.pixel_threshold_low > 60
@@ -103,7 +103,7 @@ def test_the_place_that_makes_an_image_anomalous_is_outlined() -> None:
 def test_without_places_a_pixel_above_the_image_threshold_is_a_region() -> None:
     scores = tuple(float(score) for score in range(9))
     calibration = Calibration("by hand", 0.1, 9, 60.0, 80.0, 30.0, 4, 1.0, 2.0, scores)
-    artifact = Artifact("b-1", "b", FramePlan("resize", 32, 48), (Brightness(),), calibration, RunConfig(), {})  # type: ignore[arg-type]
+    artifact = Artifact("b-1", "b", FramePlan("resize", 32, 48), calibration, RunConfig(), {}, (Brightness(),))  # type: ignore[arg-type]
     image = np.zeros((32, 48), np.uint8)
     image[5, 5], image[20, 20:24], image[28, 40] = 90, 70, 61
     sample = Sample("a.png@0", "a.png", "plate", "g")
@@ -117,7 +117,7 @@ def test_a_peak_that_sinks_when_its_map_is_enlarged_is_outlined_all_the_same(ima
         "by hand", 0.1, 9, image_threshold, 80.0, 30.0, 4, 1.0, 2.0, tuple(float(score) for score in range(9))
     )
     plan = FramePlan("tile", 32, 32, 0.5, 0.25)
-    artifact = Artifact("b-1", "b", plan, (Brightness(),), calibration, RunConfig(), {})  # type: ignore[arg-type]
+    artifact = Artifact("b-1", "b", plan, calibration, RunConfig(), {}, (Brightness(),))  # type: ignore[arg-type]
     image = np.zeros((64, 96), np.uint8)
     image[30:32, 40:42] = 90
     sample = Sample("a.png@0", "a.png", "plate", "g")
@@ -140,7 +140,7 @@ def test_tiles_are_judged_by_their_joined_map() -> None:
 
     image = np.zeros((70, 90, 3), np.uint8)
     image[40:44, 50:54] = 90
-    artifact = Artifact("c-1", "c", FramePlan("tile", 32, 32, 1.0, 0.25), (Corner(),), None, RunConfig(), {})  # type: ignore[arg-type]
+    artifact = Artifact("c-1", "c", FramePlan("tile", 32, 32, 1.0, 0.25), None, RunConfig(), {}, (Corner(),))  # type: ignore[arg-type]
     image[0, 0] = 7  # no other tile sees this corner
     score, anomaly_map = artifact.score(image)
     assert score == anomaly_map.max() == anomaly_map[0, 0] == 507
@@ -161,7 +161,7 @@ def test_the_score_is_the_mean_of_the_members_and_so_is_the_map(mode: str) -> No
             return maps
 
     plan = FramePlan(mode, 32, 48, 1.0, 0.25)  # type: ignore[arg-type]
-    artifact = Artifact("b-1", "b", plan, (Bright(3, 4.0), Bright(20, 8.0)), None, RunConfig(), {})  # type: ignore[arg-type]
+    artifact = Artifact("b-1", "b", plan, None, RunConfig(), {}, (Bright(3, 4.0), Bright(20, 8.0)))  # type: ignore[arg-type]
     score, anomaly_map = artifact.score(np.ones((32, 48, 3), np.uint8))
     assert score == 6.0
     assert (anomaly_map[3, 0], anomaly_map[20, 0], anomaly_map[0, 0]) == (2.5, 4.5, 1.0)
@@ -174,7 +174,7 @@ def test_an_artifact_keeps_its_profile(tmp_path) -> None:
     method = PixelReference.from_config(config)
     method.median_HWC = np.zeros((HEIGHT, WIDTH, 3), np.float32)
     method.spread_HWC = np.ones((HEIGHT, WIDTH, 3), np.float32)
-    artifact = Artifact("pixel_reference-1", "pixel_reference", plan, (method, method), None, config, {}, profile)
+    artifact = Artifact("pixel_reference-1", "pixel_reference", plan, None, config, {}, (method, method), profile)
     save_artifact(artifact, tmp_path / "artifact")
     loaded = load_artifact(tmp_path / "artifact")
     image = np.random.default_rng(0).integers(0, 9, (HEIGHT, WIDTH, 3), dtype=np.uint8)

@@ -67,7 +67,7 @@ def fit_reference(run: Run, name: str, blur_px: float) -> None:
     members = tuple(PixelReference.from_config(config) for _ in range(config.calibration.folds))
     for fold, member in enumerate(members):
         member.fit(frames.only(np.array([folds[each] for each in ids]) != fold), seed=0)
-    artifact = Artifact(name, "pixel_reference", plan, members, None, config, {})
+    artifact = Artifact(name, "pixel_reference", plan, None, config, {}, members)
     draft_path = run.work_path(name)
     save_artifact(artifact, draft_path)
     save_artifact(calibrated(draft_path, rows, config, silent("calibrate")), run.model_path(name))

@@ -11,8 +11,9 @@ highest value of the joined map.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,27 +40,36 @@ _PROFILE_MEAN, _PROFILE_SPREAD = "profile/mean", "profile/spread"
 
 
 @dataclass(frozen=True, slots=True)
-class Artifact:
-    """A fitted method, ready to score images.
+class Description:
+    """All of an artifact but what was learnt: it is read in no time.
 
     Attributes:
         name: Unique in its run: `<detector>-<version>`, `unet-<version>`, or what else it was made for.
         method: A name of the method table.
         plan: How images become frames.
-        members: Fitted methods, one per cross-fitting fold.
         calibration: Thresholds; None until the artifact is calibrated.
         config: The resolved config it was made with.
         card: Versions, seed, data digest, what was measured while fitting.
-        profile: How high the maps of good images are at every place of a frame; None where frames are tiles.
     """
 
     name: str
     method: str
     plan: FramePlan
-    members: tuple[Method, ...]
     calibration: Calibration | None
     config: RunConfig
     card: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact(Description):
+    """A fitted method, ready to score images.
+
+    Attributes:
+        members: Fitted methods, one per cross-fitting fold.
+        profile: How high the maps of good images are at every place of a frame; None where frames are tiles.
+    """
+
+    members: tuple[Method, ...]
     profile: NormalProfile | None = None
 
     def shown(self, image: NDArray[np.uint8], sample: Sample, limits: DataConfig) -> NDArray[np.uint8]:
@@ -144,35 +154,53 @@ def load_artifact(path: Path) -> Artifact:
     Raises:
         ArtifactError: The folder is missing, incomplete, of another format, or its arrays do not fit its method.
     """
-    try:
-        described = json.loads((path / "artifact.json").read_text(encoding="utf-8"))
-        if described.get("format") != _FORMAT:
-            raise ArtifactError(f"{path} has artifact format {described.get('format')!r}; this version reads {_FORMAT}")
-        config = validate_config(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+    with _reading(path):
+        description, num_members = _described(path)
         weights = load_file(path / "weights.safetensors")
-        return _artifact(described, config, weights, path)
+        members = [
+            _load_member(description.method, description.config, _member_state(weights, index), path)
+            for index in range(num_members)
+        ]
+        profile = NormalProfile(weights[_PROFILE_MEAN], weights[_PROFILE_SPREAD]) if _PROFILE_MEAN in weights else None
+        known = {field.name: getattr(description, field.name) for field in fields(Description)}
+        return Artifact(**known, members=tuple(members), profile=profile)
+
+
+def describe_artifact(path: Path) -> Description:
+    """Read what can be known of an artifact without its weights.
+
+    Raises:
+        ArtifactError: The folder is missing, incomplete, or of another format.
+    """
+    with _reading(path):
+        return _described(path)[0]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, yaml.YAMLError, SafetensorError, ConfigError) as error:
         raise ArtifactError(f"{path} is not a readable artifact folder: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path}/artifact.json lacks a field, or has one of another kind: {error}") from error
 
 
-def _artifact(described: Mapping[str, Any], config: RunConfig, weights: State, path: Path) -> Artifact:
-    members = [
-        _load_member(described["method"], config, _member_state(weights, index), path)
-        for index in range(described["num_members"])
-    ]
+def _described(path: Path) -> tuple[Description, int]:
+    """Return the description and the number of members."""
+    described = json.loads((path / "artifact.json").read_text(encoding="utf-8"))
+    if described.get("format") != _FORMAT:
+        raise ArtifactError(f"{path} has artifact format {described.get('format')!r}; this version reads {_FORMAT}")
     calibration = described["calibration"]
-    return Artifact(
+    description = Description(
         name=described["name"],
         method=described["method"],
         plan=FramePlan(**described["plan"]),
-        members=tuple(members),
         calibration=_calibration(calibration) if calibration else None,
-        config=config,
+        config=validate_config(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))),
         card=described["card"],
-        profile=NormalProfile(weights[_PROFILE_MEAN], weights[_PROFILE_SPREAD]) if _PROFILE_MEAN in weights else None,
     )
+    return description, described["num_members"]
 
 
 def _member_state(weights: State, index: int) -> State:

@@ -156,7 +156,7 @@ def measure(run: Run, names: Sequence[str], announce: Announce) -> list[GateFigu
     by_all = [row for row in rows if all(row.sample_id in results for results in judged)]
     refuse_one_fold((row.sample_id for row in by_all), folds)
     return [
-        _figures([results[row.sample_id] for row in by_all], run.artifact(name).plan, by_all, folds, config)
+        _figures([results[row.sample_id] for row in by_all], run.described(name).plan, by_all, folds, config)
         for name, results in zip(names, judged, strict=True)
     ]
 

@@ -71,5 +71,5 @@ def _segmenter(run: Run, version: str, number: int, used: Sequence[str]) -> str:
     """Return the name of a round's segmenter: its number, or a later one where a segmenter learnt from other labels."""
     names = (f"unet-{at}" for at in count(number) if f"unet-{at}" not in used)
     return next(
-        name for name in names if not run.model_path(name).exists() or run.artifact(name).card["labels"] == version
+        name for name in names if not run.model_path(name).exists() or run.described(name).card["labels"] == version
     )

@@ -68,7 +68,7 @@ def write_report(run: Run, models: Models, announce: Announce) -> Path:
     folds = assign_folds(good, run.config)
     least_normal = illustrate_held_out(detector_path, doubtful, folds, run.config, announce("report: good images"))
     reported = [
-        ReportedModel(name, role, _metrics(run, name), run.artifact(name).calibration, name == models.yardstick)
+        ReportedModel(name, role, _metrics(run, name), run.described(name).calibration, name == models.yardstick)
         for name, role in _roles(models).items()
     ]
     page_path = run.report_path.with_suffix(".html")
@@ -127,11 +127,11 @@ def _label_quality(run: Run, version: str, rows: list[ManifestRow]) -> Facts | N
 
 
 def _least_normal(run: Run, name: str) -> Facts:
-    artifact = run.artifact(name)
-    assert artifact.calibration is not None, "the detector of a report is calibrated"  # noqa: S101
+    detector = run.described(name)
+    assert detector.calibration is not None, "the detector of a report is calibrated"  # noqa: S101
     return {
-        "threshold": artifact.calibration.image_threshold,
-        "scores": {path_of(each["sample_id"]): each["score"] for each in artifact.card["least_normal"]},
+        "threshold": detector.calibration.image_threshold,
+        "scores": {path_of(each["sample_id"]): each["score"] for each in detector.card["least_normal"]},
     }
 
 

@@ -35,7 +35,7 @@ from ssad_ray.datasets.manifest import ManifestRow, read_manifest
 from ssad_ray.datasets.splits import load_split
 from ssad_ray.errors import ArtifactError, ConfigError, DataError, UnavailableError
 from ssad_ray.methods import AUTO, check_detectors
-from ssad_ray.methods.artifact import Artifact, load_artifact
+from ssad_ray.methods.artifact import Artifact, Description, describe_artifact, load_artifact
 
 _DAMAGED = "put an older one back, or remove what can be made again: figures and decisions, not a split"
 
@@ -170,6 +170,10 @@ class Run:
     def artifact(self, name: str) -> Artifact:
         """Load an artifact of this run."""
         return load_artifact(self.model_path(name))
+
+    def described(self, name: str) -> Description:
+        """Say what an artifact of this run is, without loading its weights."""
+        return describe_artifact(self.model_path(name))
 
     @property
     def champion_path(self) -> Path:

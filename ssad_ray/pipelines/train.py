@@ -34,7 +34,7 @@ def train_on_labels(run: Run, name: str, label_version: str, labeller: str, anno
         ConfigError: The name belongs to a segmenter that learnt from another label version.
     """
     if run.model_path(name).exists():
-        learnt_from = run.artifact(name).card["labels"]
+        learnt_from = run.described(name).card["labels"]
         if learnt_from != label_version:
             raise ConfigError(
                 f"{name} exists and learnt from the labels {learnt_from}; give the segmenter that is to learn from "

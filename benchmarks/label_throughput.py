@@ -31,7 +31,7 @@ from ssad_ray.core.images import encode_png
 from ssad_ray.core.records import Sample
 from ssad_ray.core.storage import read_bytes
 from ssad_ray.datasets.manifest import ManifestRow
-from ssad_ray.labels.rows import SCHEMA
+from ssad_ray.labels.rows import WORKER_SCHEMA
 from ssad_ray.methods.artifact import Artifact, save_artifact
 from ssad_ray.methods.base import TrainingFrames
 from ssad_ray.methods.devices import make_repeatable
@@ -46,7 +46,7 @@ HEADER = ("", "images", "errors", "ready s", "total s", "img/s", "per core", "CP
 CLOCKS = ("started", "ended", "cpu_before", "cpu_after", "peak_mib")
 COLUMNS = pa.schema(
     [
-        *(field for field in SCHEMA if field.name not in ("sample_id", "error")),
+        *WORKER_SCHEMA,
         *((name, pa.float64()) for name in CLOCKS),
         ("pid", pa.int64()),
     ]

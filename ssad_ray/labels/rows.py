@@ -49,6 +49,9 @@ SCHEMA = pa.schema(
 )
 """The columns mirror `Verdict`, field by field, so that a row is its nested dict."""
 
+WORKER_SCHEMA = pa.schema([field for field in SCHEMA if field.name not in ("sample_id", "error")])
+"""Those that a worker fills in; the stream knows the others."""
+
 _VERDICT = TypeAdapter(Verdict)
 
 

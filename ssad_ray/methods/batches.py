@@ -5,7 +5,7 @@ Every item is a pure function of (seed, step, item), so it does not matter which
 Shapes: B items of a shard, H W height and width of a frame.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
@@ -33,6 +33,17 @@ _GAIN = 0.05
 _BIAS = 5.0  # grey levels
 _SHIFT = 0.015  # of the frame's sides
 _TURN = 1.5  # degrees
+
+
+def good_items(
+    frames: TrainingFrames, options: TrainingConfig, shard: int, seed: int, *keys: str | int
+) -> Iterator[tuple[np.random.Generator, NDArray[np.uint8]]]:
+    """Yield for every item of a shard its random stream, by the seed and the keys, and a good frame drawn from it."""
+    good = np.flatnonzero(frames.is_good_N)
+    size = options.batch_size // options.shards
+    for item in range(shard * size, (shard + 1) * size):
+        rng = generator(seed, *keys, item)
+        yield rng, frames.images_NHWC[good[int(rng.integers(len(good)))]]
 
 
 def planted_shard(

@@ -22,6 +22,7 @@ from ssad_ray.core.rng import generator
 from ssad_ray.errors import ConfigError
 from ssad_ray.method_config import ContextSvddConfig
 from ssad_ray.methods.base import State, TrainingFrames, to_tensor
+from ssad_ray.methods.batches import good_items
 from ssad_ray.methods.devices import device
 from ssad_ray.methods.encoders import FEATURES, STRIDES_PX, DenseEncoder, PaperEncoder, PatchEncoder
 from ssad_ray.methods.memory import Memory, PlaceMemory, affinity_distance
@@ -105,12 +106,8 @@ class ContextSvdd:
         """
         mean = self.network.mean_311.view(3).cpu().numpy()
         spread = np.float32(self.network.spread.item())
-        good = np.flatnonzero(frames.is_good_N)
-        size = self.training.batch_size // self.training.shards
         arrays: dict[str, list[Any]] = {}
-        for item in range(shard * size, (shard + 1) * size):
-            rng = generator(seed, "patches", step, item)
-            image = frames.images_NHWC[good[int(rng.integers(len(good)))]]
+        for rng, image in good_items(frames, self.training, shard, seed, "patches", step):
             for scale in range(self.network.encoder.num_scales):
                 patches, label = draw(self.pretext, image, self.config.patch_px << scale, rng)
                 varied = _varied(patches, rng)

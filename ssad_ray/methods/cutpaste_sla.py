@@ -23,6 +23,7 @@ from ssad_ray.core.synthesis.edits import EDITS, changed_share, soft_label
 from ssad_ray.errors import ConfigError
 from ssad_ray.method_config import CutPasteSlaConfig
 from ssad_ray.methods.base import State, TrainingFrames, to_tensor, to_unit
+from ssad_ray.methods.batches import good_items
 from ssad_ray.methods.density import Density, Gaussian, Kernel
 from ssad_ray.methods.devices import device
 from ssad_ray.methods.patch_maps import gaussian_kernel, spread_over_pixels
@@ -96,13 +97,9 @@ class CutPasteSla:
 
     def batch(self, frames: TrainingFrames, seed: int, step: int, shard: int) -> dict[str, NDArray[Any]]:
         """Return crops, each untouched and with every edit, `images` (B, V, K, K, 3), and `targets` (B, V, V)."""
-        good = np.flatnonzero(frames.is_good_N)
         height, width = self._patch_sides(frames.images_NHWC[0])
-        size = self.training.batch_size // self.training.shards
         images, targets = [], []
-        for item in range(shard * size, (shard + 1) * size):
-            rng = generator(seed, "edits", step, item)
-            image = frames.images_NHWC[good[int(rng.integers(len(good)))]]
+        for rng, image in good_items(frames, self.training, shard, seed, "edits", step):
             top, left = (int(rng.integers(a - b + 1)) for a, b in zip(image.shape, (height, width), strict=False))
             versions, labels = self._edited(image[top : top + height, left : left + width], rng)
             images.append(versions)

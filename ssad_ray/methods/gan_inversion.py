@@ -23,6 +23,7 @@ from ssad_ray.config import RunConfig
 from ssad_ray.core.rng import generator
 from ssad_ray.method_config import GanInversionConfig
 from ssad_ray.methods.base import State, TrainingFrames, to_tensor, to_unit
+from ssad_ray.methods.batches import good_items
 from ssad_ray.methods.devices import device
 from ssad_ray.methods.gan_networks import STRIDE_PX, GanNetwork
 from ssad_ray.methods.inversion import LEAST_TRUSTED, refine, relax_all, relax_trusted, trust
@@ -62,14 +63,10 @@ class GanInversion:
 
     def batch(self, frames: TrainingFrames, seed: int, step: int, shard: int) -> dict[str, NDArray[Any]]:
         """Return crops of good frames, `image` (B, K, K, 3) uint8, and `noise` (B, L, h, w) for their latents."""
-        size = self.training.batch_size // self.training.shards
-        good = np.flatnonzero(frames.is_good_N)
         height, width = frames.images_NHWC.shape[1:3]
         side = min(self.config.crop_px, height, width)
         crops, noises = [], []
-        for item in range(shard * size, (shard + 1) * size):
-            rng = generator(seed, "crops", step, item)
-            image = frames.images_NHWC[good[int(rng.integers(len(good)))]]
+        for rng, image in good_items(frames, self.training, shard, seed, "crops", step):
             y, x = (int(rng.integers(length - side + 1)) for length in (height, width))
             crops.append(image[y : y + side, x : x + side])
             noises.append(rng.normal(0.0, self.config.noise, (self.config.latent, *2 * (side // STRIDE_PX,))))

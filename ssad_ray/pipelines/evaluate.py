@@ -12,16 +12,14 @@ from ssad_ray.config import RunConfig
 from ssad_ray.core.metrics.evaluation import Evaluation, JudgedImage
 from ssad_ray.core.records import EvaluationReport, Prediction, Sample
 from ssad_ray.datasets.manifest import ManifestRow
-from ssad_ray.labels.rows import SCHEMA, from_row, to_row
+from ssad_ray.labels.rows import WORKER_SCHEMA, from_row, to_row
 from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.judging import judge
 from ssad_ray.pipelines.run import Announce, Run, timed, write_json
 from ssad_ray.pipelines.stream import Progress, Row, stream
 from ssad_ray.pipelines.truth import true_mask
 
-_SCHEMA = pa.schema(
-    [*(field for field in SCHEMA if field.name not in ("sample_id", "error")), pa.field("map", pa.binary())]
-)
+_SCHEMA = pa.schema([*WORKER_SCHEMA, pa.field("map", pa.binary())])
 
 
 @timed("evaluate")

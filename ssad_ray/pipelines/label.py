@@ -13,7 +13,6 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from pyarrow import fs
@@ -26,7 +25,7 @@ from ssad_ray.core.storage import join, list_names, resolve
 from ssad_ray.datasets.manifest import ManifestRow
 from ssad_ray.datasets.splits import digest
 from ssad_ray.errors import ArtifactError, DataError
-from ssad_ray.labels.rows import SCHEMA, from_row, to_row
+from ssad_ray.labels.rows import SCHEMA, WORKER_SCHEMA, from_row, to_row
 from ssad_ray.labels.versions import LabelVersion, Lineage, commit_labels, is_sealed, read_lineage, write_labels
 from ssad_ray.methods.artifact import load_artifact
 from ssad_ray.methods.judging import judge
@@ -45,7 +44,6 @@ from ssad_ray.pipelines.stream import (
     through_actors,
 )
 
-_COLUMNS = pa.schema([field for field in SCHEMA if field.name not in ("sample_id", "error")])
 _PROGRESS_INTERVAL_S = 1.0
 
 
@@ -117,7 +115,7 @@ def label(
     lineage = Lineage(artifact.name, artifact.calibration, config_digest, images_digest, parent)
     make_worker = partial(Judge, artifact_path, config.data, datetime.now(UTC))
     if runs_here(rows, config.resources):
-        results = stream(rows, make_worker, _COLUMNS, config, progress, refuse)
+        results = stream(rows, make_worker, WORKER_SCHEMA, config, progress, refuse)
         return write_labels(root_uri, version, map(from_row, results), lineage)
     job = Job(make_worker, SCHEMA, refuse, config.data.max_image_bytes, config.resources.threads_per_worker)
     filesystem, parts_path = resolve(join(root_uri, version))

@@ -41,7 +41,7 @@ _PROFILE_MEAN, _PROFILE_SPREAD = "profile/mean", "profile/spread"
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """All of an artifact but what was learnt: it is read in no time.
+    """An artifact without its weights; read in no time.
 
     Attributes:
         name: Unique in its run: `<detector>-<version>`, `unet-<version>`, or what else it was made for.

@@ -130,7 +130,7 @@ def test_a_segmenter_that_learnt_from_other_labels_does_not_stop_a_loop():
     learnt_from = {"unet-1": "by-hand", "unet-2": "draem-1"}
     run = SimpleNamespace(
         model_path=lambda name: SimpleNamespace(exists=lambda: name in learnt_from),
-        artifact=lambda name: SimpleNamespace(card={"labels": learnt_from[name]}),
+        described=lambda name: SimpleNamespace(card={"labels": learnt_from[name]}),
     )
     assert _segmenter(run, "draem-1", 1, []) == "unet-2"
     assert _segmenter(run, "draem-1", 2, ["unet-2"]) == "unet-3"

@@ -199,8 +199,9 @@ def test_feature_scores_are_never_above_distance_scores():
     by_distance = method.maps(images)
     assert (by_feature <= by_distance * (1 + 1e-5)).all()
     assert (by_feature < 0.99 * by_distance).any()
+    config = method.config
     for option, value in (("neighbours", 1), ("sharpest", 1.0)):
-        method.config = method.config.model_copy(update={option: value})
+        method.config = config.model_copy(update={option: value})
         assert not np.allclose(method.maps(images), by_distance)
 
 

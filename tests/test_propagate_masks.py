@@ -129,7 +129,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(parts):
 
 
 def test_what_failed_is_tried_again(parts, monkeypatch):
-    few = LOCAL.model_copy(update={"data": DataConfig(max_error_fraction=0.1)})
+    few = LOCAL.model_copy(update={"data": DataConfig(max_error_fraction=0.3)})
     with monkeypatch.context() as patched:
         patched.setattr(module, "propagate", lambda *_: 1 / 0)
         with pytest.raises(DataError, match=r"failed that were sound .* run the same command again"):

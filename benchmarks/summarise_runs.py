@@ -7,12 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from tables import cell
+from tables import METRICS, cell
 
-METRICS = (
-    "image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1_max",
-    "pooled_iou", "mean_iou", "map_10", "map_30", "map_50", "map", "tianchi_score",
-)  # fmt: skip
 MODELS = ("floor", "detector", "segmenter", "yardstick")
 
 

@@ -3,6 +3,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from ssad_ray.core.images import encode_png
 from ssad_ray.core.masks import encode_mask, mask_box
@@ -53,14 +54,14 @@ def test_hits_misses_false_alarms_and_overlap_are_counted(tmp_path: Path) -> Non
     verdicts = {each.sample_id: verdict(each.sample_id, found.get(each.sample_id)) for each in rows}
     verdicts["unread"] = Verdict("unread", "unread", 0, 0, None, None, None, error="cut off")
     quality = compare_with_truth(rows, verdicts, ANY_SIZE)
-    assert quality == LabelQuality(4, 2, 2, 1, pooled_iou=50 / (150 + 40 + 10), boxes=None)
+    assert quality == LabelQuality(4, 2, 2, 1, pooled_iou=50 / (150 + 40 + 10), boxes=None, tianchi_score=None)
 
 
 def test_where_nothing_is_known_nothing_is_claimed() -> None:
     rows = [row("a", None)]
     assert compare_with_truth(rows, {"a": verdict("a", None)}, ANY_SIZE) is None
     quality = compare_with_truth([row("b", "dent")], {"b": verdict("b", mask(slice(0, 9)))}, ANY_SIZE)
-    assert quality == LabelQuality(1, 1, 0, 0, pooled_iou=None, boxes=None)
+    assert quality == LabelQuality(1, 1, 0, 0, pooled_iou=None, boxes=None, tianchi_score=None)
 
 
 def test_boxes_are_counted_that_a_region_is_in_and_regions_that_are_in_none() -> None:
@@ -76,3 +77,21 @@ def test_boxes_are_counted_that_a_region_is_in_and_regions_that_are_in_none() ->
     quality = compare_with_truth(rows, verdicts, ANY_SIZE)
     assert quality.boxes == BoxHits(num_true=3, num_found=1, num_regions=3, num_outside=2)
     assert quality.pooled_iou is None
+    assert quality.tianchi_score is None
+
+
+def test_types_count_where_regions_have_some() -> None:
+    rows = [
+        replace(row("right", "dent"), boxes=(TrueBox((0.0, 5.0, 10.0, 15.0), "dent"),)),
+        replace(row("called dent", "stain"), boxes=(TrueBox((0.0, 5.0, 10.0, 15.0), "stain"),)),
+        replace(row("unknown", "dent"), boxes=(TrueBox((0.0, 5.0, 10.0, 15.0), "dent"),)),
+        row("quiet", "good"),
+    ]
+    verdicts = {each.sample_id: verdict(each.sample_id, mask(slice(0, 10))) for each in rows[:3]}
+    for name in ("right", "called dent"):
+        regions = tuple(replace(region, defect_type="dent") for region in verdicts[name].regions)
+        verdicts[name] = replace(verdicts[name], regions=regions)
+    verdicts["quiet"] = verdict("quiet", None)
+    quality = compare_with_truth(rows, verdicts, ANY_SIZE)
+    # All four images are told apart; one of two dents is found with all its pixels, no stain.
+    assert quality.tianchi_score == pytest.approx(0.2 + 0.8 * np.mean([0.5, 0.0]))

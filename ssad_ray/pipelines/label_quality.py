@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssad_ray.core.metrics.objects import BoxHits, box_hits, image_boxes
+from ssad_ray.core.metrics.objects import BoxHits, box_hits, image_boxes, tianchi_score
 from ssad_ray.core.metrics.pixel import Overlap, overlap
 from ssad_ray.core.records import GOOD, Verdict
 from ssad_ray.core.regions import label_mask
@@ -24,6 +24,7 @@ class LabelQuality:
         num_false_alarms: Those of them that were judged anomalous.
         pooled_iou: Of the regions with the true masks, all good and masked images together; None without a mask.
         boxes: What the regions find of the true boxes, all good and boxed images together; None without a box.
+        tianchi_score: Of the same images, by defect type as in the contests; None where no region has a type, too.
     """
 
     num_defective: int
@@ -32,6 +33,7 @@ class LabelQuality:
     num_false_alarms: int
     pooled_iou: float | None
     boxes: BoxHits | None
+    tianchi_score: float | None
 
 
 def compare_with_truth(
@@ -50,7 +52,7 @@ def compare_with_truth(
         return None
     good = [verdict for row, verdict in judged if row.defect_type == GOOD]
     defective = [verdict for row, verdict in judged if row.defect_type != GOOD]
-    total, has_mask, hits = Overlap(), False, BoxHits()
+    total, has_mask, boxed = Overlap(), False, []
     for row, verdict in judged:
         found = label_mask(verdict.regions, verdict.height, verdict.width)
         if row.defect_type == GOOD:
@@ -58,7 +60,9 @@ def compare_with_truth(
         elif (true := true_mask(row, verdict.height, verdict.width, max_image_bytes)) is not None:
             total, has_mask = total + overlap(found, true), True
         if row.boxes or row.defect_type == GOOD:
-            hits += box_hits(image_boxes(row.boxes, verdict.regions))
+            boxed.append(image_boxes(row.boxes, verdict.regions))
+    hits = sum(map(box_hits, boxed), BoxHits())
+    has_types = any(any(image.types) for image in boxed)
     return LabelQuality(
         num_defective=len(defective),
         num_found=sum(bool(verdict.is_anomalous) for verdict in defective),
@@ -66,4 +70,5 @@ def compare_with_truth(
         num_false_alarms=sum(bool(verdict.is_anomalous) for verdict in good),
         pooled_iou=total.iou if has_mask else None,
         boxes=hits if hits.num_true else None,
+        tianchi_score=tianchi_score(boxed) if has_types else None,
     )

@@ -32,7 +32,7 @@ class ImageBoxes:
         boxes: (D, 4) detections.
         scores: (D,) raw scores, higher is surer.
         true_types: G defect types; only the class-aware Tianchi score reads them.
-        types: D defect types; likewise.
+        types: D defect types, empty where unknown; likewise.
     """
 
     true_boxes: NDArray[np.float64]
@@ -85,11 +85,13 @@ def box_hits(image: ImageBoxes) -> BoxHits:
 
 
 def image_boxes(true_boxes: Sequence[TrueBox], regions: Sequence[DefectRegion]) -> ImageBoxes:
-    """Return true boxes and regions as arrays, without their types."""
+    """Return true boxes and regions as arrays."""
     return ImageBoxes(
         np.array([true.box for true in true_boxes], np.float64).reshape(-1, 4),
         np.array([region.box for region in regions], np.float64).reshape(-1, 4),
         np.array([region.score for region in regions], np.float64),
+        [true.defect_type for true in true_boxes],
+        [region.defect_type or "" for region in regions],
     )
 
 
